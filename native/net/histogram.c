@@ -1,7 +1,5 @@
 #include "net/histogram.h"
 
-#include <math.h>
-
 static uint64_t last_of_bucket(uint32_t bucket) {
     uint32_t steps = 1u << ZC_HISTOGRAM_STEP_BITS;
     if (bucket < 2 * steps)
@@ -11,9 +9,10 @@ static uint64_t last_of_bucket(uint32_t bucket) {
 }
 
 uint64_t zc_histogram_percentile(const struct zc_histogram *histogram, double fraction) {
-    uint64_t rank = (uint64_t)ceil(fraction * (double)histogram->count), seen = 0;
-    if (rank == 0)
-        rank = 1;
+    double wanted = fraction * (double)histogram->count;
+    uint64_t rank = (uint64_t)wanted, seen = 0;
+    if (rank < 1 || (double)rank < wanted)
+        rank++; /* round up, and never below the first */
     for (uint32_t i = 0; i < ZC_HISTOGRAM_BUCKETS; i++) {
         seen += histogram->buckets[i];
         if (seen >= rank)
