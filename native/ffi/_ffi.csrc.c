@@ -1,0 +1,4 @@
+#include <errno.h>
+#include <stdlib.h>
+
+#include "zcrpc/core.h"
