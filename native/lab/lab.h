@@ -26,13 +26,13 @@ enum zc_load_verify {
 struct zc_load_options {
     uint32_t protocol, verify;
     uint32_t port, connections, in_flight;
-    uint32_t method;      /* zcrpc: the requests' method number */
-    uint32_t padded;      /* zcrpc: header alone, payload in whole pages with MSG_ZEROCOPY */
-    uint32_t chunk;       /* zcrpc: bytes of payload in a chunk, both ways; a multiple of 4096 */
-    const void *header;   /* zcrpc: the requests' msgpack header */
+    uint32_t method;    /* zcrpc: the requests' method number */
+    uint32_t padded;    /* zcrpc: header alone, payload in whole pages with MSG_ZEROCOPY */
+    uint32_t chunk;     /* zcrpc: bytes of payload in a chunk, both ways; a multiple of 4096 */
+    const void *header; /* zcrpc: the requests' msgpack header */
     uint64_t header_length;
-    uint64_t payload;     /* bytes in each request */
-    uint64_t requests;    /* stop after as many; 0: go by time alone */
+    uint64_t payload;  /* bytes in each request */
+    uint64_t requests; /* stop after as many; 0: go by time alone */
     double warm_up_seconds, seconds;
     uint32_t until_closed; /* the server ends the run by closing: that is no error */
     uint32_t server_pid;   /* the process whose CPU time is read at both ends of the window; 0: none */
@@ -59,7 +59,7 @@ struct zc_seed_options {
     uint32_t connections_per_region; /* 1: a region for each, as in the seed; 0: the connections of a thread share */
     uint32_t payload_limit;
     uint32_t writer_interval_us, writer_hold_us; /* 0: no writer */
-    uint32_t probe; /* take time stamps around each receive */
+    uint32_t probe;                              /* take time stamps around each receive */
     double warm_up_seconds, seconds;
 };
 
@@ -81,9 +81,9 @@ struct zc_seed_result {
     uint64_t read_locks, fallbacks, retries, misses, write_locks, waits; /* the map's, writer included */
     uint64_t regions, arena_bytes, recycles;
 
-    uint64_t writer_locks, writer_late;      /* late: periods that passed before the writer came to them */
-    struct zc_latency writer_wait;           /* wanted → locked */
-    struct zc_latency writer_hold;           /* locked → unlocked */
+    uint64_t writer_locks, writer_late; /* late: periods that passed before the writer came to them */
+    struct zc_latency writer_wait;      /* wanted → locked */
+    struct zc_latency writer_hold;      /* locked → unlocked */
 };
 
 struct zc_seed;

@@ -14,7 +14,7 @@
 #include "lab/clock.h"
 #include "lab/hello.h"
 
-#define PAGE 4096u
+#define PAGE   4096u
 #define EVENTS 256
 
 static int fill_random(unsigned char *at, size_t size) {
@@ -63,8 +63,7 @@ void load_complete(struct load *load, struct load_connection *connection, uint32
 
 static int connect_loopback(uint32_t port) {
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
-    const struct sockaddr_in to = {
-        .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    const struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     if (fd < 0)
         return -errno;
     if (connect(fd, (const struct sockaddr *)&to, sizeof to) < 0 || setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one) < 0 ||

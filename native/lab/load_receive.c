@@ -4,7 +4,8 @@
 #include "lab/load.h"
 
 /* Collects up to `want` bytes of a fixed-size part. Returns the bytes taken from the input. */
-static size_t collect(struct load_reply *reply, unsigned char *into, size_t room, uint64_t want, const unsigned char *bytes, size_t length) {
+static size_t collect(struct load_reply *reply, unsigned char *into, size_t room, uint64_t want, const unsigned char *bytes,
+                      size_t length) {
     uint64_t take = want - reply->done < length ? want - reply->done : length;
     if (reply->done < room)
         memcpy(into + reply->done, bytes, reply->done + take <= room ? take : room - reply->done);

@@ -8,10 +8,10 @@
 #include "lab/load.h"
 #include "lock/atomics.h"
 
-#define PAGE 4096u
-#define STREAM_OFFSET 4 /* in a frame header */
-#define GATHER 32       /* pieces in one vectored send */
-#define DRAIN_EVERY 16  /* completions left lying on the error queue; they are charged to the socket's option memory */
+#define PAGE          4096u
+#define STREAM_OFFSET 4  /* in a frame header */
+#define GATHER        32 /* pieces in one vectored send */
+#define DRAIN_EVERY   16 /* completions left lying on the error queue; they are charged to the socket's option memory */
 
 static const unsigned char zeros[PAGE];
 
@@ -76,7 +76,7 @@ int load_drain_completions(struct load_connection *connection) {
 
 /* Adds what is left of one piece after `done` bytes; head_only: up to the payload. */
 static void add_piece(const struct load *load, const struct load_piece *piece, const struct load_slot *slot, uint64_t done, bool head_only,
-                        struct iovec *iov, size_t *count) {
+                      struct iovec *iov, size_t *count) {
     const unsigned char *payload = load_payload(load, slot) + piece->at;
     const struct iovec parts[3] = {
         {piece->head, piece->head_length},

@@ -6,9 +6,9 @@
 
 #include <stdint.h>
 
-#define ZC_HISTOGRAM_STEP_BITS 6u
+#define ZC_HISTOGRAM_STEP_BITS  6u
 #define ZC_HISTOGRAM_VALUE_BITS 48u /* larger values count as 2^48 - 1: a day in cycles of 3 GHz */
-#define ZC_HISTOGRAM_BUCKETS ((ZC_HISTOGRAM_VALUE_BITS - ZC_HISTOGRAM_STEP_BITS + 1) << ZC_HISTOGRAM_STEP_BITS)
+#define ZC_HISTOGRAM_BUCKETS    ((ZC_HISTOGRAM_VALUE_BITS - ZC_HISTOGRAM_STEP_BITS + 1) << ZC_HISTOGRAM_STEP_BITS)
 
 struct zc_histogram { /* all zero is an empty one */
     uint64_t count;
@@ -34,7 +34,8 @@ static inline void zc_histogram_record(struct zc_histogram *histogram, uint64_t 
         histogram->max = value;
 }
 
-/* The value that `fraction` (0 … 1) of what was recorded does not exceed: the largest one of its bucket, at most the maximum; 0 if empty. */
+/* The value that `fraction` (0 … 1) of what was recorded does not exceed: the largest one of its bucket, at most the maximum; 0 if empty.
+ */
 uint64_t zc_histogram_percentile(const struct zc_histogram *histogram, double fraction);
 void zc_histogram_merge(struct zc_histogram *into, const struct zc_histogram *from);
 

@@ -19,12 +19,12 @@
 struct zc_receive_probe {
     uint64_t preempted_from; /* set by the owner; the rest starts as zeros */
 
-    uint64_t samples;          /* receives that came through to `unlocked` */
-    uint64_t lock_cycles;      /* of the lock path, where nothing was waited for */
-    uint64_t waits;            /* samples during which the strategy counted a wait */
-    uint64_t wait_cycles;      /* of their lock paths; the thread may have slept meanwhile */
-    uint64_t preempted;        /* samples left out of lock_cycles */
-    uint64_t preempted_cycles; /* of their lock paths */
+    uint64_t samples;              /* receives that came through to `unlocked` */
+    uint64_t lock_cycles;          /* of the lock path, where nothing was waited for */
+    uint64_t waits;                /* samples during which the strategy counted a wait */
+    uint64_t wait_cycles;          /* of their lock paths; the thread may have slept meanwhile */
+    uint64_t preempted;            /* samples left out of lock_cycles */
+    uint64_t preempted_cycles;     /* of their lock paths */
     struct zc_histogram lock_wait; /* find → locked */
     struct zc_histogram receive;   /* find → unlocked */
 
