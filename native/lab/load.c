@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "lab/load.h"
 
 #include <errno.h>
@@ -14,7 +13,7 @@
 #include "lab/clock.h"
 #include "lab/hello.h"
 
-#define PAGE   4096u
+#define PAGE 4096u
 #define EVENTS 256
 
 static int fill_random(unsigned char *at, size_t size) {

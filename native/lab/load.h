@@ -13,10 +13,10 @@
 #include "net/frame.h"
 #include "net/histogram.h"
 
-#define LOAD_VARIANTS   16   /* contents that requests take in turn: the pool's pages, each time starting one further */
+#define LOAD_VARIANTS 16     /* contents that requests take in turn: the pool's pages, each time starting one further */
 #define LOAD_REPLY_KEPT 256u /* bytes of a reply's header that are kept to be verified */
-#define LOAD_SCRATCH    (256u << 10)
-#define LOAD_NONE       UINT32_MAX
+#define LOAD_SCRATCH (256u << 10)
+#define LOAD_NONE UINT32_MAX
 
 struct load_piece {
     unsigned char *head;

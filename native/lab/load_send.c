@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,10 +7,10 @@
 #include "lab/load.h"
 #include "lock/atomics.h"
 
-#define PAGE          4096u
-#define STREAM_OFFSET 4  /* in a frame header */
-#define GATHER        32 /* pieces in one vectored send */
-#define DRAIN_EVERY   16 /* completions left lying on the error queue; they are charged to the socket's option memory */
+#define PAGE 4096u
+#define STREAM_OFFSET 4 /* in a frame header */
+#define GATHER 32       /* pieces in one vectored send */
+#define DRAIN_EVERY 16  /* completions left lying on the error queue; they are charged to the socket's option memory */
 
 static const unsigned char zeros[PAGE];
 

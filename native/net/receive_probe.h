@@ -67,4 +67,16 @@ static inline void zc_probe_unlocked(struct zc_receive_probe *probe, const struc
     zc_histogram_record(&probe->receive, now - probe->at_find);
 }
 
+/* Adds up two threads' samples, once they have stopped. */
+static inline void zc_probe_merge(struct zc_receive_probe *into, const struct zc_receive_probe *from) {
+    into->samples += from->samples;
+    into->lock_cycles += from->lock_cycles;
+    into->waits += from->waits;
+    into->wait_cycles += from->wait_cycles;
+    into->preempted += from->preempted;
+    into->preempted_cycles += from->preempted_cycles;
+    zc_histogram_merge(&into->lock_wait, &from->lock_wait);
+    zc_histogram_merge(&into->receive, &from->receive);
+}
+
 #endif
