@@ -6,9 +6,9 @@
 
 #include <stdint.h>
 
-#define ZC_HISTOGRAM_STEP_BITS  6u
+#define ZC_HISTOGRAM_STEP_BITS 6u
 #define ZC_HISTOGRAM_VALUE_BITS 48u /* larger values count as 2^48 - 1: a day in cycles of 3 GHz */
-#define ZC_HISTOGRAM_BUCKETS    ((ZC_HISTOGRAM_VALUE_BITS - ZC_HISTOGRAM_STEP_BITS + 1) << ZC_HISTOGRAM_STEP_BITS)
+#define ZC_HISTOGRAM_BUCKETS ((ZC_HISTOGRAM_VALUE_BITS - ZC_HISTOGRAM_STEP_BITS + 1) << ZC_HISTOGRAM_STEP_BITS)
 
 struct zc_histogram { /* all zero is an empty one */
     uint64_t count;

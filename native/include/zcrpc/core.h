@@ -1,0 +1,10 @@
+/* What Python binds: the core's whole surface. ffi/_ffi.cdef.txt repeats the parts that Python calls. */
+#ifndef ZCRPC_CORE_H
+#define ZCRPC_CORE_H
+
+#include "lab/lab.h"
+#include "lock/registry.h"
+#include "net/reactor.h"
+#include "region/region_map.h"
+
+#endif

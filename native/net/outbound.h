@@ -1,0 +1,74 @@
+/* The send half of a connection: what waits to be sent, in which order, and which of it the kernel still reads.
+ *
+ * Small frames are copied into one buffer. Payloads are referenced: each is an *item*, cut into chunks. Between two chunks all small frames
+ * pass, so a call never waits for more than one chunk of somebody else's payload; items go one after the other.
+ *
+ * Where the peer asked for whole pages, a chunk is sent as: its frame header alone with MSG_EOR, so that no segment holds both header and
+ * payload, then the payload and zeros up to a page boundary with MSG_ZEROCOPY, which makes the pages single ones that can be mapped. The
+ * kernel numbers the zerocopy sends of a socket 0, 1, 2, …; it reports ranges of numbers on the error queue when it no longer reads the
+ * memory. Numbers of one item are consecutive; it is finished when all of them were reported.
+ */
+#ifndef ZCRPC_OUTBOUND_H
+#define ZCRPC_OUTBOUND_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "net/reactor.h"
+
+struct zc_item {
+    struct zc_item *next;
+    uint64_t token;
+    uint32_t stream;
+    bool padded;
+    uint32_t head_length, head_sent; /* of `head`: the frame header, and in the first chunk the msgpack header */
+    uint64_t left;                   /* payload bytes after the current chunk */
+    uint64_t chunk_left;             /* payload bytes of the current chunk */
+    uint32_t pad_left;               /* zeros after it */
+    uint32_t index, count;           /* the buffer that comes next, of how many */
+    uint64_t offset;                 /* in that buffer */
+    uint32_t zerocopy_first;         /* number of this item's first zerocopy send */
+    uint32_t zerocopy_sends, zerocopy_done;
+    unsigned char *head;
+    struct zc_buffer buffers[];
+};
+
+struct zc_outbound {
+    unsigned char *small; /* frames, whole but for what was sent already */
+    uint32_t small_begin, small_end, small_capacity;
+    struct zc_item *first, **last; /* to be sent */
+    struct zc_item *unreported;    /* sent, but the kernel may still read them */
+    uint32_t zerocopy_next;
+    bool zerocopy; /* the socket has SO_ZEROCOPY */
+    bool blocked;  /* the socket takes nothing more now */
+    struct zc_peer peer;
+    uint64_t progress_ms; /* when it last took something, or when there was nothing to take */
+};
+
+/* Tokens of items that are finished; grows as needed. */
+struct zc_tokens {
+    uint64_t *at;
+    uint32_t count, capacity;
+};
+void zc_tokens_add(struct zc_tokens *tokens, uint64_t token);
+
+struct zc_send_counters {
+    uint64_t frames, bytes, zerocopy, zerocopy_copied;
+};
+
+void zc_outbound_init(struct zc_outbound *out);
+void zc_outbound_free(struct zc_outbound *out);
+bool zc_outbound_empty(const struct zc_outbound *out); /* nothing waits to be sent */
+uint64_t zc_outbound_queued(const struct zc_outbound *out);
+
+/* Copies bytes of whole frames behind the small ones. 0 or -ENOMEM. */
+int zc_outbound_append(struct zc_outbound *out, const void *bytes, uint64_t length);
+/* Queues a frame with a payload by reference. 0, -EINVAL (the frame does not fit the buffers) or -ENOMEM. */
+int zc_outbound_queue(struct zc_outbound *out, const void *head, uint64_t head_length, const struct zc_buffer *buffers, uint32_t count,
+                      uint64_t token);
+/* Sends until nothing is left or the socket is full (`blocked`). Finished items' tokens go to `done`. 0 or a negative errno. */
+int zc_outbound_flush(struct zc_outbound *out, int fd, struct zc_tokens *done, struct zc_send_counters *counters);
+/* Reads the kernel's reports of zerocopy sends. Returns how many reports there were. */
+int zc_outbound_reports(struct zc_outbound *out, int fd, struct zc_tokens *done, struct zc_send_counters *counters);
+
+#endif

@@ -1,0 +1,440 @@
+#include "net/reactor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "net/reactor_state.h"
+
+/* Connection ids: a serial number that never repeats above the slot. A million connections at once, 17 million millions in all. */
+#define SLOT_BITS 20
+#define SLOT_MASK ((1u << SLOT_BITS) - 1)
+/* How long a connection that has sent everything waits for its peer to close, so that unread input does not turn the close into a reset
+ * that destroys what the peer has not read yet. */
+#define LINGER_MS 1000
+/* Records of one connection that go into one vectored send. */
+#define RUN 64
+
+uint64_t zc_reactor_clock_ms(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+void zc_reactor_wake(struct zc_reactor *reactor) {
+    uint64_t one = 1;
+    ssize_t written = write(reactor->wake_fd, &one, sizeof one); /* fails only when it is at its limit, and then it is readable anyway */
+    (void)written;
+}
+
+static void wake_from_map(void *context) {
+    zc_reactor_wake(context);
+}
+
+/* ---- life ---- */
+
+static void leave_cradle(struct zc_cradle *cradle) {
+    if (!cradle || --cradle->connections)
+        return;
+    zc_nursery_drop(cradle->nursery);
+    free(cradle);
+}
+
+static bool options_valid(const struct zc_reactor_options *o) {
+    return o->receive <= ZC_RECEIVE_AUTO && o->place_from >= 1 && o->place_from <= 65536 && o->map_from >= o->place_from &&
+           o->header_limit >= 64 && o->header_limit <= 131072 && o->payload_limit >= o->place_from;
+}
+
+static int make_batch(struct zc_batch *batch) {
+    size_t events = ZC_BATCH_EVENTS * sizeof(struct zc_event);
+    void *at = mmap(NULL, events + ZC_BATCH_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (at == MAP_FAILED)
+        return -ENOMEM;
+    *batch = (struct zc_batch){at, (unsigned char *)at + events, ZC_BATCH_BYTES};
+    return 0;
+}
+
+static int open_fds(struct zc_reactor *r) {
+    r->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    r->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    struct epoll_event wake = {.events = EPOLLIN, .data.ptr = NULL};
+    if (r->epoll_fd < 0 || r->wake_fd < 0 || epoll_ctl(r->epoll_fd, EPOLL_CTL_ADD, r->wake_fd, &wake))
+        return -errno;
+    return 0;
+}
+
+int zc_reactor_create(struct zc_map *map, const struct zc_reactor_options *options, struct zc_reactor **out) {
+    if (!options_valid(options))
+        return -EINVAL;
+    struct zc_reactor *r = calloc(1, sizeof *r);
+    if (!r)
+        return -ENOMEM;
+    zc_map_hold(map);
+    r->map = map;
+    r->options = *options;
+    r->epoll_fd = r->wake_fd = r->handover.ready_fd = -1;
+    pthread_mutex_init(&r->lock, NULL);
+    int failed = open_fds(r);
+    for (int i = 0; !failed && i < (options->threaded ? ZC_BATCHES : 1); i++)
+        failed = make_batch(&r->batches[i]);
+    struct zc_actor *actor = zc_actor_create(map);
+    if (!failed && !actor)
+        failed = -ENOMEM;
+    r->intake =
+        (struct zc_intake){.options = &r->options, .receiver = {.map = map, .actor = actor}, .policy = &r->policy, .stats = &r->received};
+    if (!failed)
+        failed = zc_map_add_waker(map, wake_from_map, r);
+    if (!failed && options->threaded)
+        failed = zc_handover_start(r);
+    if (failed) {
+        zc_reactor_destroy(r);
+        return failed;
+    }
+    *out = r;
+    return 0;
+}
+
+void zc_reactor_destroy(struct zc_reactor *r) {
+    zc_handover_stop(r);
+    zc_map_remove_waker(r->map, r);
+    for (uint32_t i = 0; i < r->slot_count; i++) {
+        if (r->slots[i])
+            zc_reactor_remove(r, r->slots[i]);
+    }
+    for (int i = 0; i < ZC_BATCHES; i++) {
+        if (r->batches[i].events)
+            munmap(r->batches[i].events, ZC_BATCH_EVENTS * sizeof(struct zc_event) + ZC_BATCH_BYTES);
+    }
+    leave_cradle(r->cradle);
+    if (r->epoll_fd >= 0)
+        close(r->epoll_fd);
+    if (r->wake_fd >= 0)
+        close(r->wake_fd);
+    if (r->intake.receiver.actor)
+        zc_actor_destroy(r->map, r->intake.receiver.actor);
+    free(r->slots);
+    free(r->free_slots);
+    free(r->done.at);
+    free(r->finishing.at);
+    pthread_mutex_destroy(&r->lock);
+    zc_map_drop(r->map);
+    free(r);
+}
+
+int zc_reactor_fd(struct zc_reactor *r) {
+    return r->options.threaded ? r->handover.ready_fd : r->epoll_fd;
+}
+
+const struct zc_batch *zc_reactor_batch(struct zc_reactor *r, uint32_t index) {
+    return index < ZC_BATCHES && r->batches[index].events ? &r->batches[index] : NULL;
+}
+
+void zc_reactor_set_probe(struct zc_reactor *r, struct zc_receive_probe *probe) {
+    r->intake.receiver.probe = probe;
+}
+
+int64_t zc_reactor_poll(struct zc_reactor *r, int timeout_ms) {
+    return r->options.threaded ? zc_handover_collect(r) : zc_reactor_work(r, 0, timeout_ms);
+}
+
+/* ---- connections ---- */
+
+static struct zc_connection *find(struct zc_reactor *r, uint64_t id) {
+    uint32_t slot = (uint32_t)id & SLOT_MASK;
+    struct zc_connection *c = slot < r->slot_count ? r->slots[slot] : NULL;
+    return c && c->id == id && !c->doomed ? c : NULL;
+}
+
+static int take_slot(struct zc_reactor *r, struct zc_connection *c) {
+    uint32_t slot;
+    if (r->free_count) {
+        slot = r->free_slots[--r->free_count];
+    } else {
+        if (r->slot_count == r->slot_capacity) {
+            uint32_t capacity = r->slot_capacity ? r->slot_capacity * 2 : 64;
+            if (capacity > SLOT_MASK + 1)
+                return -EMFILE;
+            void *slots = realloc(r->slots, capacity * sizeof *r->slots);
+            if (slots)
+                r->slots = slots;
+            void *free_slots = realloc(r->free_slots, capacity * sizeof *r->free_slots);
+            if (free_slots)
+                r->free_slots = free_slots;
+            if (!slots || !free_slots)
+                return -ENOMEM;
+            r->slot_capacity = capacity;
+        }
+        slot = r->slot_count++;
+    }
+    c->id = ++r->serial << SLOT_BITS | slot;
+    r->slots[slot] = c;
+    r->connections++;
+    return 0;
+}
+
+/* The cradle for one more connection: the last one, unless as many as may share it do (the reactor itself is counted too). */
+static struct zc_cradle *join_cradle(struct zc_reactor *r) {
+    uint32_t most = r->options.connections_per_nursery;
+    if (!r->cradle || (most && r->cradle->connections > most)) {
+        struct zc_cradle *fresh = calloc(1, sizeof *fresh);
+        if (!fresh)
+            return NULL;
+        fresh->nursery = zc_nursery_create(r->map);
+        if (!fresh->nursery) {
+            free(fresh);
+            return NULL;
+        }
+        fresh->connections = 1;
+        leave_cradle(r->cradle);
+        r->cradle = fresh;
+    }
+    r->cradle->connections++;
+    return r->cradle;
+}
+
+int64_t zc_reactor_add(struct zc_reactor *r, int fd, int mapping) {
+    int on = 1, flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
+        return -errno;
+    struct zc_connection *c = calloc(1, sizeof *c);
+    if (!c)
+        return -ENOMEM;
+    c->fd = fd;
+    bool tcp = setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) == 0;
+    c->mapping = mapping && tcp && r->options.receive != ZC_RECEIVE_COPY;
+    zc_outbound_init(&c->out);
+    c->out.zerocopy = tcp && setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof on) == 0;
+    c->in.progress_ms = c->out.progress_ms = zc_reactor_clock_ms();
+
+    pthread_mutex_lock(&r->lock);
+    c->interest = EPOLLIN;
+    c->cradle = join_cradle(r);
+    struct epoll_event event = {.events = c->interest, .data.ptr = c};
+    int failed = c->cradle ? take_slot(r, c) : -ENOMEM;
+    if (!failed)
+        failed = zc_outbound_append(&c->out, ZC_PREFACE, ZC_PREFACE_SIZE);
+    if (!failed && epoll_ctl(r->epoll_fd, EPOLL_CTL_ADD, fd, &event))
+        failed = -errno;
+    int64_t id = failed ? failed : (int64_t)c->id;
+    if (failed) {
+        c->fd = -1; /* stays the caller's */
+        zc_reactor_remove(r, c);
+    } else {
+        zc_reactor_flush(r, c);
+    }
+    pthread_mutex_unlock(&r->lock);
+    return id;
+}
+
+void zc_reactor_remove(struct zc_reactor *r, struct zc_connection *c) {
+    if (c->id) {
+        uint32_t slot = (uint32_t)c->id & SLOT_MASK;
+        r->slots[slot] = NULL;
+        r->free_slots[r->free_count++] = slot;
+        r->connections--;
+    }
+    if (c->fd >= 0)
+        close(c->fd);
+    zc_inbound_free(&c->in);
+    zc_outbound_free(&c->out);
+    leave_cradle(c->cradle);
+    free(c);
+}
+
+void zc_reactor_doom(struct zc_reactor *r, struct zc_connection *c, enum zc_close reason, int error) {
+    if (c->doomed)
+        return;
+    c->doomed = true;
+    c->reason = (uint8_t)reason;
+    c->error = error;
+    c->next_doomed = r->doomed;
+    r->doomed = c;
+}
+
+int zc_reactor_set_peer(struct zc_reactor *r, uint64_t connection, const struct zc_peer *peer) {
+    if (peer->chunk < ZC_PAGE || peer->chunk % ZC_PAGE)
+        return -EINVAL;
+    pthread_mutex_lock(&r->lock);
+    struct zc_connection *c = find(r, connection);
+    if (c) {
+        c->out.peer = *peer;
+        if (!c->out.zerocopy)
+            c->out.peer.map_from = 0; /* whole pages would only cost: nothing makes them single ones */
+    }
+    pthread_mutex_unlock(&r->lock);
+    return c ? 0 : -ENOTCONN;
+}
+
+int zc_reactor_disconnect(struct zc_reactor *r, uint64_t connection, int flush) {
+    pthread_mutex_lock(&r->lock);
+    struct zc_connection *c = find(r, connection);
+    if (c && flush && c->closing == ZC_OPEN) {
+        c->closing = ZC_FLUSHING;
+        zc_reactor_flush(r, c);
+    } else if (c && !flush) {
+        zc_reactor_doom(r, c, ZC_CLOSE_LOCAL, 0);
+        zc_reactor_wake(r);
+    }
+    pthread_mutex_unlock(&r->lock);
+    return c ? 0 : -ENOTCONN;
+}
+
+/* ---- sending ---- */
+
+void zc_reactor_watch(struct zc_reactor *r, struct zc_connection *c) {
+    bool unread = c->closing == ZC_OPEN && zc_outbound_queued(&c->out) > r->options.outbound_limit;
+    uint32_t interest = (c->waits_for_memory || unread ? 0 : EPOLLIN) | (c->out.blocked ? EPOLLOUT : 0);
+    if (interest == c->interest || c->doomed)
+        return;
+    struct epoll_event event = {.events = interest, .data.ptr = c};
+    c->interest = interest;
+    if (epoll_ctl(r->epoll_fd, EPOLL_CTL_MOD, c->fd, &event))
+        zc_reactor_doom(r, c, ZC_CLOSE_SYSTEM, errno);
+}
+
+/* After a send: notes failure, progress and finished tokens, and ends a connection that was only to be flushed. */
+static void after_send(struct zc_reactor *r, struct zc_connection *c, int failed) {
+    for (uint32_t i = 0; i < r->finishing.count; i++) {
+        zc_tokens_add(&r->done, c->id);
+        zc_tokens_add(&r->done, r->finishing.at[i]);
+    }
+    if (r->finishing.count)
+        zc_reactor_wake(r);
+    r->finishing.count = 0;
+    if (failed) {
+        zc_reactor_doom(r, c, ZC_CLOSE_SYSTEM, -failed);
+        zc_reactor_wake(r);
+        return;
+    }
+    if (c->closing == ZC_FLUSHING && zc_outbound_empty(&c->out)) {
+        shutdown(c->fd, SHUT_WR);
+        c->closing = ZC_LINGERING;
+        c->linger_ms = zc_reactor_clock_ms() + LINGER_MS;
+    }
+    zc_reactor_watch(r, c);
+}
+
+static int flush(struct zc_reactor *r, struct zc_connection *c) {
+    uint64_t before = r->sent.bytes;
+    bool waited = c->out.blocked;
+    int failed = zc_outbound_flush(&c->out, c->fd, &r->finishing, &r->sent);
+    if (!waited || r->sent.bytes != before)
+        c->out.progress_ms = zc_reactor_clock_ms();
+    return failed;
+}
+
+void zc_reactor_flush(struct zc_reactor *r, struct zc_connection *c) {
+    after_send(r, c, flush(r, c));
+}
+
+/* Sends a run of records at once if nothing waits before them; what is not taken is copied. */
+static void send_run(struct zc_reactor *r, struct zc_connection *c, struct iovec *vectors, int count, uint64_t now_ms) {
+    ssize_t sent = 0;
+    r->sent.frames += (uint64_t)count;
+    if (zc_outbound_empty(&c->out)) {
+        struct msghdr message = {.msg_iov = vectors, .msg_iovlen = (size_t)count};
+        do
+            sent = sendmsg(c->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+        while (sent < 0 && errno == EINTR);
+        if (sent < 0 && errno != EAGAIN) {
+            after_send(r, c, -errno);
+            return;
+        }
+        if (sent < 0)
+            sent = 0;
+        r->sent.bytes += (uint64_t)sent;
+        c->out.progress_ms = now_ms;
+    }
+    int failed = 0;
+    uint64_t taken = (uint64_t)sent;
+    for (int i = 0; i < count && !failed; i++) {
+        uint64_t part = taken < vectors[i].iov_len ? taken : vectors[i].iov_len;
+        taken -= part;
+        if (part < vectors[i].iov_len)
+            failed = zc_outbound_append(&c->out, (char *)vectors[i].iov_base + part, vectors[i].iov_len - part);
+    }
+    if (failed || !zc_outbound_empty(&c->out)) {
+        c->out.blocked = true;
+        after_send(r, c, failed);
+    }
+}
+
+int zc_reactor_submit(struct zc_reactor *r, const void *records, uint64_t length) {
+    const unsigned char *at = records, *end = at + length;
+    struct zc_connection *c = NULL;
+    struct iovec vectors[RUN];
+    uint64_t id = 0, now_ms = zc_reactor_clock_ms();
+    int count = 0, failed = 0;
+    pthread_mutex_lock(&r->lock);
+    while (at < end) {
+        struct {
+            uint64_t connection;
+            uint32_t length, zero;
+        } record;
+        if ((uint64_t)(end - at) < ZC_RECORD_SIZE ||
+            (memcpy(&record, at, ZC_RECORD_SIZE), record.length > (uint64_t)(end - at) - ZC_RECORD_SIZE)) {
+            failed = -EINVAL;
+            break;
+        }
+        if (record.connection != id || count == RUN) {
+            if (c && count)
+                send_run(r, c, vectors, count, now_ms);
+            count = 0;
+            id = record.connection;
+            c = find(r, id);
+        }
+        vectors[count++] = (struct iovec){(void *)(at + ZC_RECORD_SIZE), record.length};
+        at += ZC_RECORD_SIZE + record.length;
+    }
+    if (c && count)
+        send_run(r, c, vectors, count, now_ms);
+    pthread_mutex_unlock(&r->lock);
+    return failed;
+}
+
+int zc_reactor_send(struct zc_reactor *r, uint64_t connection, const void *head, uint64_t head_length, const struct zc_buffer *buffers,
+                    uint32_t count, uint64_t token) {
+    pthread_mutex_lock(&r->lock);
+    struct zc_connection *c = find(r, connection);
+    int result = c ? zc_outbound_queue(&c->out, head, head_length, buffers, count, token) : -ENOTCONN;
+    if (result == 0 && !c->out.blocked) {
+        int failed = flush(r, c);
+        for (uint32_t i = 0; i < r->finishing.count; i++) {
+            if (r->finishing.at[i] != token)
+                continue;
+            r->finishing.at[i] = r->finishing.at[--r->finishing.count];
+            result = 1;
+            break;
+        }
+        after_send(r, c, failed);
+    }
+    pthread_mutex_unlock(&r->lock);
+    return result;
+}
+
+void zc_reactor_stats(struct zc_reactor *r, struct zc_reactor_stats *out) {
+    pthread_mutex_lock(&r->lock);
+    *out = r->published;
+    out->connections = r->connections;
+    out->frames_out = r->sent.frames;
+    out->bytes_out = r->sent.bytes;
+    out->sends_zerocopy = r->sent.zerocopy;
+    out->sends_zerocopy_copied = r->sent.zerocopy_copied;
+    for (uint32_t i = 0; i < r->slot_count; i++) {
+        struct zc_connection *c = r->slots[i];
+        if (!c)
+            continue;
+        out->outbound_bytes += zc_outbound_queued(&c->out);
+        out->paused += !(c->interest & EPOLLIN);
+    }
+    pthread_mutex_unlock(&r->lock);
+}
