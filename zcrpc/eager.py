@@ -1,0 +1,262 @@
+"""Handlers run at once, in the tick that received them; a task is made only for those that wait.
+
+Most handlers return without ever suspending, and a task for each of them is the largest avoidable cost of a call. But inside a handler
+`asyncio.current_task()`, `asyncio.timeout()`, `TaskGroup` and context variables must work from its first line on, so the first step cannot
+simply be a bare `coroutine.send(None)`.
+
+From Python 3.12 on asyncio has the answer: a task with `eager_start=True` runs its first step in its constructor (`TaskRunner`).
+
+On 3.11 `WorkerRunner` does the same with *parked workers*, tasks of our own that wait for work, each with a context of its own:
+
+  1. A parked worker is made the current task, and the handler's coroutine is stepped by hand inside the worker's context.
+  2. It returns or raises: the worker never noticed, and goes on being parked. It is used again only if the handler left no trace: its context
+     still equals the template's (O(1) while untouched), and nobody asked it to cancel.
+  3. It yields a future: coroutine and future are handed to the worker, which is woken, yields the *same* future to its own task (whose
+     blocking flag is still set, so the task cannot tell the difference) and drives the coroutine to its end, as a task would.
+
+Between 3's hand-over and the worker's next step someone may cancel the task. Then the worker finds CancelledError where it waited for work,
+and does what Task.cancel would have done: cancels the future that the handler waits for, or, where that is done already, throws.
+
+A runner belongs to one event loop and one thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import sys
+import types
+from asyncio.tasks import _enter_task, _leave_task  # type: ignore[attr-defined]
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, TypeAlias
+
+Finish: TypeAlias = Callable[[Any, BaseException | None], None]
+Handler: TypeAlias = Coroutine[Any, Any, Any]
+
+# Workers beyond this are let go when their handler is done. Each is about 2 KiB; more than this many handlers that wait at once are
+# served as well, through tasks of their own.
+_PARKED = 256
+
+
+class Suspended:
+    """A handler that waits for something."""
+
+    __slots__ = ()
+
+    def then(self, finish: Finish) -> None:
+        """Calls `finish(result, None)` or `finish(None, error)` once, when the handler is done. To be called before control returns to the loop."""
+        raise NotImplementedError
+
+    def cancel(self) -> None:
+        """Cancels the handler as Task.cancel does; nothing happens if it is done."""
+        raise NotImplementedError
+
+
+class _Job(Suspended):
+    """What a worker drives."""
+
+    __slots__ = ("_finish", "coroutine", "worker", "yielded")
+
+    def __init__(self, coroutine: Handler, worker: _Worker, yielded: Any) -> None:
+        self.coroutine = coroutine
+        self.yielded = yielded
+        self.worker: _Worker | None = worker
+        self._finish: Finish | None = None
+
+    def then(self, finish: Finish) -> None:
+        self._finish = finish
+
+    def cancel(self) -> None:
+        if self.worker is not None:
+            self.worker.task.cancel()
+
+    def done(self, result: Any, error: BaseException | None) -> None:
+        self.worker = None
+        if self._finish is not None:
+            self._finish(result, error)
+
+
+class _NotStarted:
+    """Stands where the yielded future of a coroutine would be that has not run yet."""
+
+
+_NOT_STARTED = _NotStarted()
+
+
+class _Worker:
+    """A task that is parked, or drives one job."""
+
+    __slots__ = ("context", "job", "parked", "run", "runner", "task")
+
+    def __init__(self, runner: WorkerRunner, coroutine: Handler) -> None:
+        self.runner = runner
+        self.context = runner.template.copy()
+        self.run = self.context.run
+        self.job: _Job | None = _Job(coroutine, self, _NOT_STARTED)
+        self.parked: asyncio.Future[None] | None = None
+        self.task = asyncio.Task(self._live(), loop=runner.loop, context=self.context)
+        self.task.add_done_callback(self._ended)
+
+    def untouched(self) -> bool:
+        """Whether the last handler left nothing behind that the next one could see."""
+        return self.context == self.runner.template and not self.task.cancelling()
+
+    def hand_over(self, job: _Job) -> None:
+        self.job = job
+        if self.parked is not None and not self.parked.done():
+            self.parked.set_result(None)
+
+    async def _live(self) -> None:
+        cancelled: asyncio.CancelledError | None = None
+        while self.job is not None:
+            job, result, error = self.job, None, None
+            try:
+                result = await _drive(job.coroutine, job.yielded, cancelled)
+            except (Exception, asyncio.CancelledError) as caught:
+                error = caught
+            self.job = cancelled = None
+            job.done(result, error)
+            del job, result, error  # a parked worker must not keep a payload alive
+            if not (self.untouched() and self.runner.park(self)):
+                return
+            self.parked = self.runner.loop.create_future()
+            try:
+                await self.parked
+            except asyncio.CancelledError as caught:
+                cancelled = caught  # with a job: cancelled after the hand-over; without: the loop or the runner closes
+            self.parked = None
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.runner.forget(self)
+        job, self.job = self.job, None
+        if job is not None:  # cancelled before its first step, so the coroutine never ran, as with any task
+            job.coroutine.close()
+            job.done(None, asyncio.CancelledError())
+        elif not task.cancelled():
+            task.exception()
+
+
+@types.coroutine
+def _drive(coroutine: Handler, yielded: Any, error: BaseException | None) -> Generator[Any, Any, Any]:
+    """Takes a coroutine that has yielded `yielded` to its end inside the current task. `error`: what the task was cancelled with meanwhile."""
+    try:
+        if yielded is _NOT_STARTED or (yielded is None and error is None):  # a bare yield: the tick it asked for has passed
+            return (yield from coroutine)  # type: ignore[misc]
+        if error is not None and yielded is not None and yielded.cancel():
+            error = None
+        while True:
+            if error is None:
+                try:
+                    yield yielded
+                except BaseException as caught:
+                    error = caught
+                else:
+                    return (yield from coroutine)  # type: ignore[misc]
+            yielded = coroutine.throw(error)
+            error = None
+    except StopIteration as stop:
+        return stop.value
+
+
+class WorkerRunner:
+    """Runs handlers on parked workers. Works on every supported Python; the default on 3.11."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.template = contextvars.copy_context()
+        self._parked: list[_Worker] = []
+        self._closed = False
+
+    def start(self, coroutine: Handler) -> Any:
+        """Runs the coroutine's first step. Its result if that was all, its exception if it raised one, else a `Suspended`."""
+        if not self._parked:
+            worker = _Worker(self, coroutine)
+            assert worker.job is not None
+            return worker.job
+        worker = self._parked[-1]
+        loop, task = self.loop, worker.task
+        _enter_task(loop, task)
+        try:
+            yielded = worker.run(coroutine.send, None)
+        except StopIteration as stop:
+            if not worker.untouched():
+                self._retire(worker)
+            return stop.value
+        except BaseException:
+            if not worker.untouched():
+                self._retire(worker)
+            raise
+        finally:
+            _leave_task(loop, task)
+        self._parked.pop()
+        job = _Job(coroutine, worker, yielded)
+        worker.hand_over(job)
+        return job
+
+    def park(self, worker: _Worker) -> bool:
+        """Takes a worker back. False if there are enough."""
+        if self._closed or len(self._parked) >= _PARKED:
+            return False
+        self._parked.append(worker)
+        return True
+
+    def forget(self, worker: _Worker) -> None:
+        """A worker's task has ended, by whatever way."""
+        if worker in self._parked:
+            self._parked.remove(worker)
+
+    def close(self) -> None:
+        """Lets the parked workers go. Handlers that wait go on."""
+        self._closed = True
+        for worker in self._parked:
+            worker.task.cancel()
+        self._parked.clear()
+
+    def _retire(self, worker: _Worker) -> None:
+        self._parked.remove(worker)
+        worker.task.cancel()
+
+
+if sys.version_info >= (3, 12):
+
+    class _Waiting(Suspended):
+        """A task that outlived its first step."""
+
+        __slots__ = ("_task",)
+
+        def __init__(self, task: asyncio.Task[Any]) -> None:
+            self._task = task
+
+        def then(self, finish: Finish) -> None:
+            def done(task: asyncio.Task[Any]) -> None:
+                if task.cancelled():
+                    finish(None, asyncio.CancelledError())
+                elif (error := task.exception()) is not None:
+                    finish(None, error)
+                else:
+                    finish(task.result(), None)
+
+            self._task.add_done_callback(done)
+
+        def cancel(self) -> None:
+            self._task.cancel()
+
+    class TaskRunner:
+        """Runs handlers as eager tasks of asyncio."""
+
+        def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+            self._loop = loop
+
+        def start(self, coroutine: Handler) -> Any:
+            """Runs the coroutine's first step. Its result if that was all, its exception if it raised one, else a `Suspended`."""
+            task = asyncio.Task(coroutine, loop=self._loop, eager_start=True)
+            if task.done():
+                return task.result()
+            return _Waiting(task)
+
+        def close(self) -> None:
+            """Nothing is kept."""
+
+    Runner: TypeAlias = TaskRunner
+else:
+    Runner: TypeAlias = WorkerRunner
