@@ -1,0 +1,20 @@
+#include "lock/registry.h"
+
+#include <string.h>
+
+static const struct zc_strategy *const strategies[] = {
+    &zc_strategy_global,
+    &zc_strategy_per_region,
+};
+
+const struct zc_strategy *zc_strategy_at(size_t index) {
+    return index < sizeof strategies / sizeof *strategies ? strategies[index] : NULL;
+}
+
+const struct zc_strategy *zc_strategy_find(const char *name) {
+    const struct zc_strategy *strategy;
+    for (size_t index = 0; (strategy = zc_strategy_at(index)) != NULL; index++)
+        if (strcmp(strategy->name, name) == 0)
+            return strategy;
+    return NULL;
+}
