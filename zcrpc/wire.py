@@ -1,0 +1,98 @@
+"""The wire as Python sees it: frame kinds, the layouts that are packed here, and the hello. docs/wire.md describes the whole.
+
+The native core parses frames and hands them over as events; Python writes whole small frames, each after a record that says for which
+connection it is.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import Annotated, Final
+
+import msgspec
+
+# enum zc_kind
+HELLO: Final = 1
+REQUEST: Final = 2
+RESPONSE: Final = 3
+ERROR: Final = 4
+CHUNK: Final = 5
+CANCEL: Final = 6
+PING: Final = 7
+PONG: Final = 8
+GOAWAY: Final = 9
+# enum zc_event_kind
+EVENT_CLOSED: Final = 32
+EVENT_SENT: Final = 33
+EVENT_REFUSED: Final = 34
+
+PREFACE: Final = b"ZCRPC\r\n\x01"
+PAGE: Final = 4096
+PING_LIMIT: Final = 64  # bytes of header that a ping may carry
+
+FRAME: Final = struct.Struct("<BBHIIIQ")
+"""kind, flags, method or status, stream, header length, deadline in ms, payload length."""
+
+RECORD: Final = struct.Struct("<QII")
+"""What stands before each frame handed to zc_reactor_submit: connection, bytes that follow, 0."""
+
+RECORD_FRAME: Final = struct.Struct("<QIIBBHIIIQ")
+"""RECORD and FRAME in one go."""
+
+EVENT: Final = struct.Struct("<QQQQQIIIIHBB4x")
+"""struct zc_event: connection, payload, payload length, lease, aux, stream, header, header length, deadline in ms, method, kind, flags."""
+
+SOFTWARE: Final = "zcrpc/0.1.0"
+
+_Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Limits:
+    """What a side accepts: bytes of a frame's header, bytes of a payload, calls in flight on the connection."""
+
+    header: Annotated[int, msgspec.Meta(ge=1024, lt=1 << 32)]
+    payload: _Size
+    in_flight: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Hello:
+    """The first frame in each direction. Keys that are not known are ignored, so that later versions can add some.
+
+    `chunk`: bytes of payload that one chunk frame towards this side may carry, whole pages. `map_from`: payloads of at least so many bytes
+    are to be sent in whole pages, their header alone, since this side receives them by mapping; 0: none. `methods`: names and numbers of
+    what this side serves.
+    """
+
+    limits: Limits
+    chunk: Annotated[int, msgspec.Meta(ge=PAGE, le=1 << 30, multiple_of=PAGE)]
+    map_from: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)] = 0
+    software: Annotated[str, msgspec.Meta(max_length=256)] = SOFTWARE
+    features: list[str] = field(default_factory=list)
+    methods: dict[str, Annotated[int, msgspec.Meta(ge=1, lt=1 << 16)]] = field(default_factory=dict)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Hello)
+
+
+def encode_hello(hello: Hello) -> bytes:
+    """The hello's msgpack header."""
+    return _encoder.encode(hello)
+
+
+def decode_hello(header: bytes) -> Hello:
+    """The peer's hello. ValueError says what is wrong with it."""
+    try:
+        return _decoder.decode(header)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def encode_frame(
+    kind: int, header: bytes = b"", *, method: int = 0, stream: int = 0, deadline_ms: int = 0, payload_length: int = 0, flags: int = 0
+) -> bytes:
+    """A frame without its payload."""
+    return FRAME.pack(kind, flags, method, stream, len(header), deadline_ms, payload_length) + header
