@@ -33,12 +33,17 @@ static int listen_on_loopback(struct zc_seed *seed) {
     return 0;
 }
 
+/* Every payload of the experiment, however small, is received into a region. */
+static uint32_t seed_map_from(const struct zc_seed_options *options) {
+    return options->payload_limit < ZC_PAGE ? options->payload_limit : ZC_PAGE;
+}
+
 static int open_receiver(struct zc_seed *seed, struct seed_receiver *receiver) {
     const struct zc_seed_options *options = &seed->options;
     const struct zc_reactor_options reactor = {
         .receive = options->receive == ZC_SEED_ZEROCOPY ? ZC_RECEIVE_ZEROCOPY : ZC_RECEIVE_COPY,
-        .place_from = ZC_PAGE,
-        .map_from = ZC_PAGE,
+        .place_from = seed_map_from(options),
+        .map_from = seed_map_from(options),
         .connections_per_nursery = options->connections_per_region,
         .header_limit = 4096,
         .payload_limit = options->payload_limit,
@@ -83,7 +88,7 @@ int zc_seed_open(const struct zc_seed_options *options, struct zc_seed **out) {
     const struct zc_strategy *strategy = zc_strategy_find(options->strategy);
     if (strategy == NULL)
         return -ENOENT;
-    if (options->connections == 0 || options->threads == 0)
+    if (options->connections == 0 || options->threads == 0 || options->payload_limit == 0)
         return -EINVAL;
     struct zc_seed *seed = calloc(1, sizeof *seed);
     if (seed == NULL)
@@ -130,7 +135,7 @@ static int accept_all(struct zc_seed *seed) {
             close(fd);
             return (int)connection;
         }
-        int greeted = greet(reactor, (uint64_t)connection, mapping ? ZC_PAGE : 0);
+        int greeted = greet(reactor, (uint64_t)connection, mapping ? seed_map_from(&seed->options) : 0);
         if (greeted < 0)
             return greeted;
     }

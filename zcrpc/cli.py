@@ -1,0 +1,118 @@
+"""The command line: ``zcrpc lab seed`` and ``zcrpc lab upload``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from zcrpc.lab import report
+from zcrpc.lab.processes import ChildFailed
+from zcrpc.lab.seed import Experiment, Round, run
+
+_STORM = (1000, 500)  # µs: interval and hold where none are given, as in the seed
+_ROUNDS = 5
+_SHORTEST_ROUND = 0.25  # seconds; fewer rounds rather than shorter ones, where their number is not given
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="zcrpc")
+def cli() -> None:
+    """An RPC library that maps payloads instead of copying them, and a laboratory for the locks behind it."""
+
+
+@cli.group()
+def lab() -> None:
+    """Experiments on live servers."""
+
+
+@lab.command()
+@click.option("--connections", default=100, show_default=True, help="TCP connections, one request in flight on each.")
+@click.option("--payload", default=4096, show_default=True, help="Bytes in each request.")
+@click.option("--receive-threads", default=2, show_default=True, help="Native receiving threads.")
+@click.option("--seconds", default=5.0, show_default=True, help="Measured for each strategy and scenario, over all rounds.")
+@click.option("--rounds", type=int, help=f"Rounds in which strategies alternate.  [default: {_ROUNDS}]")
+@click.option("--locks", default="global,per-region", show_default=True, help="Lock strategies, separated by commas.")
+@click.option("--connections-per-region", default=1, show_default=True, help="Connections that share a region; 0: all of a thread.")
+@click.option("--writer-interval-us", type=int, help="The storm's period; 0: no storm.  [default: 1000]")
+@click.option("--writer-hold-us", type=int, help="How long of it the writer holds the map lock.  [default: 500]")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write every round to this file.")
+def seed(json_path: Path | None, locks: str, rounds: int | None, **settings: Any) -> None:
+    """What does the lock around "find the region, receive into it" cost, with readers only and under a writer storm?"""
+    experiment = _experiment(locks, rounds, **settings)
+    if json_path is not None:
+        _write(json_path, [])  # a path that cannot be written is to be known before, not after
+    done: list[Round] = []
+    status = 0
+    try:
+        _measure(experiment, done)
+    except KeyboardInterrupt:
+        status = 130
+        click.echo("interrupted; this was measured", err=True)
+    except ChildFailed as error:
+        status = 1
+        click.echo(f"zcrpc: {error}", err=True)
+    if json_path is not None:
+        _write(json_path, done)
+    if done:
+        console = Console()
+        console.print(report.table(done))
+        console.print(report.conclusion(done))
+    sys.exit(status)
+
+
+def _experiment(locks: str, rounds: int | None, **settings: Any) -> Experiment:
+    interval, hold = settings.pop("writer_interval_us"), settings.pop("writer_hold_us")
+    if (interval is None) != (hold is None) and interval != 0:
+        raise click.UsageError("--writer-interval-us and --writer-hold-us go together")
+    if rounds is None:
+        rounds = max(1, min(_ROUNDS, int(settings["seconds"] / _SHORTEST_ROUND)))
+    try:
+        return Experiment(
+            locks=tuple(name.strip() for name in locks.split(",") if name.strip()),
+            rounds=rounds,
+            writer_interval_us=_STORM[0] if interval is None else interval,
+            writer_hold_us=_STORM[1] if interval is None else hold or 0,
+            **settings,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _measure(experiment: Experiment, done: list[Round]) -> None:
+    """Adds each round to `done` as it ends, so that an interrupted run keeps what it has."""
+    total = experiment.rounds * len(experiment.scenarios) * len(experiment.locks)
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("starting", total=total)
+        for each in run(experiment):
+            done.append(each)
+            progress.update(task, advance=1, description=f"{each.scenario}, {each.strategy}: {each.requests_per_second:,.0f} requests/s")
+
+
+def _write(path: Path, rounds: list[Round]) -> None:
+    try:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(rounds), indent=2) + b"\n")
+    except OSError as error:
+        raise click.UsageError(f"cannot write {path}: {error.strerror}") from None
+
+
+def main() -> None:
+    """The entry point: what is wrong with the arguments is one line on standard error, status 2."""
+    try:
+        cli.main(prog_name="zcrpc", standalone_mode=False)
+    except click.UsageError as error:
+        click.echo(f"zcrpc: {error.format_message()}", err=True)
+        sys.exit(2)
+    except click.Abort:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
