@@ -59,7 +59,7 @@ static inline uint32_t zc_page_set_next(const struct zc_page_set *set, uint32_t 
     return ZC_UNIT_PAGES;
 }
 
-/* The first run of `count` pages that are not in the set, or -1. */
+/* The first run of `count` > 0 pages that are not in the set, or -1. */
 static inline int zc_page_set_find_gap(const struct zc_page_set *set, uint32_t count) {
     for (uint32_t first = 0; (first = zc_page_set_next(set, first, false)) + count <= ZC_UNIT_PAGES;) {
         uint32_t end = zc_page_set_next(set, first, true);
