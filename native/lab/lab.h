@@ -50,7 +50,11 @@ int zc_load_run(const struct zc_load_options *options, struct zc_load_result *re
 
 /* ---- seed: the seed experiment's server. N native threads, each with a reactor of its own on one region map, answer every request with
  * an empty response; a writer thread may take the map lock over and over. */
-enum zc_seed_receive { ZC_SEED_COPY, ZC_SEED_ZEROCOPY };
+enum zc_seed_receive {
+    ZC_SEED_ZEROCOPY,   /* mapped, every payload */
+    ZC_SEED_COPY_PAGES, /* the same segments on the wire, received with recv */
+    ZC_SEED_COPY,       /* recv, and sent as suits it: no padding, the header with the payload, segments as large as they get */
+};
 
 struct zc_seed_options {
     const char *strategy;

@@ -82,6 +82,15 @@ static int greet(const struct load *load, int fd) {
     return sent < 0 ? -errno : (size_t)sent == length ? 0 : -EIO; /* the first bytes of a connection always fit */
 }
 
+static int measure_segment(struct load *load, int fd) {
+    int segment = 0;
+    socklen_t size = sizeof segment;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_MAXSEG, &segment, &size) < 0)
+        return -errno;
+    load->segment = (size_t)segment / PAGE * PAGE;
+    return load->options->padded && load->segment == 0 ? -EOPNOTSUPP : 0;
+}
+
 static int open_connection(struct load *load, struct load_connection *connection) {
     uint32_t in_flight = load->options->in_flight;
     connection->sending = connection->bulk_slot = LOAD_NONE;
@@ -94,7 +103,9 @@ static int open_connection(struct load *load, struct load_connection *connection
     connection->fd = connect_loopback(load->options->port);
     if (connection->fd < 0)
         return connection->fd;
-    int greeted = load->options->protocol == ZC_LOAD_ZCRPC ? greet(load, connection->fd) : 0;
+    int greeted = measure_segment(load, connection->fd);
+    if (greeted == 0 && load->options->protocol == ZC_LOAD_ZCRPC)
+        greeted = greet(load, connection->fd);
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = connection};
     if (greeted == 0 && epoll_ctl(load->epoll, EPOLL_CTL_ADD, connection->fd, &event) < 0)
         return -errno;

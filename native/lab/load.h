@@ -67,6 +67,7 @@ struct load {
     unsigned char *heads;
     struct load_connection *connections;
     uint32_t open;
+    size_t segment; /* bytes of whole pages that fit a segment of these connections */
     uint64_t issued, completed; /* requests ever queued, ever answered */
     unsigned char *scratch;     /* LOAD_SCRATCH bytes that every receive goes to */
     struct zc_load_result result;

@@ -100,6 +100,18 @@ static void stamp_heads(const struct load *load, uint32_t slot, size_t from, siz
         memcpy(load->pieces[i].head + STREAM_OFFSET, &stream, sizeof stream);
 }
 
+/* Cuts the vectors after `most` bytes: whole pages to a segment (net/outbound.h says why). Returns how many are left. */
+static size_t limit(struct iovec *iov, size_t count, size_t most) {
+    for (size_t i = 0; i < count; i++) {
+        if (iov[i].iov_len >= most) {
+            iov[i].iov_len = most;
+            return i + 1;
+        }
+        most -= iov[i].iov_len;
+    }
+    return count;
+}
+
 /* One send from where the slot under way stands. Returns the bytes taken or a negative errno. */
 static ssize_t send_once(const struct load *load, struct load_connection *connection) {
     const struct load_slot *slot = &connection->slots[connection->sending];
@@ -114,8 +126,10 @@ static ssize_t send_once(const struct load *load, struct load_connection *connec
     for (size_t i = connection->piece; i < end; i++, done = 0)
         add_piece(load, &load->pieces[i], slot, done, load->options->padded && in_head, iov, &count);
     int flags = MSG_NOSIGNAL | MSG_DONTWAIT;
-    if (load->options->padded)
-        flags |= in_head ? MSG_EOR : MSG_ZEROCOPY;
+    if (load->options->padded) /* the head is a segment of its own (MSG_EOR), but leaves together with what follows (MSG_MORE) */
+        flags |= MSG_EOR | (in_head ? MSG_MORE : MSG_ZEROCOPY);
+    if (flags & MSG_ZEROCOPY)
+        count = limit(iov, count, load->segment);
     const struct msghdr message = {.msg_iov = iov, .msg_iovlen = count};
     ssize_t sent = sendmsg(connection->fd, &message, flags);
     if (sent >= 0 && (flags & MSG_ZEROCOPY))

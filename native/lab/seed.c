@@ -19,11 +19,6 @@ static int listen_on_loopback(struct zc_seed *seed) {
     seed->listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (seed->listener < 0)
         return -errno;
-    if (seed->options.receive == ZC_SEED_ZEROCOPY) {
-        int prepared = zc_socket_prepare_mapping(seed->listener);
-        if (prepared < 0)
-            return prepared;
-    }
     struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof at;
     if (bind(seed->listener, (struct sockaddr *)&at, size) < 0 || listen(seed->listener, 4096) < 0 ||
@@ -119,9 +114,14 @@ static int greet(struct zc_reactor *reactor, uint64_t connection, uint32_t map_f
     return zc_reactor_submit(reactor, record, ZC_RECORD_SIZE + length[0]);
 }
 
+/* Whether the load is to send whole pages, in segments of their own. */
+static bool in_pages(const struct zc_seed_options *options) {
+    return options->receive != ZC_SEED_COPY;
+}
+
 /* Takes all connections in, one thread's after the other's, before any thread runs. */
 static int accept_all(struct zc_seed *seed) {
-    int mapping = seed->options.receive == ZC_SEED_ZEROCOPY;
+    uint32_t map_from = in_pages(&seed->options) ? seed_map_from(&seed->options) : 0;
     for (uint32_t i = 0; i < seed->options.connections; i++) {
         struct pollfd ready = {.fd = seed->listener, .events = POLLIN};
         if (poll(&ready, 1, ACCEPT_MS) <= 0)
@@ -130,12 +130,12 @@ static int accept_all(struct zc_seed *seed) {
         if (fd < 0)
             return -errno;
         struct zc_reactor *reactor = seed->receivers[i % seed->options.threads].reactor;
-        int64_t connection = zc_reactor_add(reactor, fd, mapping);
+        int64_t connection = zc_reactor_add(reactor, fd, seed->options.receive == ZC_SEED_ZEROCOPY);
         if (connection < 0) {
             close(fd);
             return (int)connection;
         }
-        int greeted = greet(reactor, (uint64_t)connection, mapping ? seed_map_from(&seed->options) : 0);
+        int greeted = greet(reactor, (uint64_t)connection, map_from);
         if (greeted < 0)
             return greeted;
     }

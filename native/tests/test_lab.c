@@ -176,7 +176,7 @@ static void seed_runs(const char *strategy, enum zc_seed_receive receive, uint32
                                    .connections = 8,
                                    .in_flight = 1,
                                    .method = 1,
-                                   .padded = receive == ZC_SEED_ZEROCOPY,
+                                   .padded = receive != ZC_SEED_COPY,
                                    .chunk = 1u << 20,
                                    .header = "",
                                    .header_length = 0,
@@ -223,6 +223,7 @@ int main(void) {
     RUN(seed_runs, "per-region", ZC_SEED_ZEROCOPY, 0);
     RUN(seed_runs, "global", ZC_SEED_ZEROCOPY, 500);
     RUN(seed_runs, "per-region", ZC_SEED_ZEROCOPY, 500);
+    RUN(seed_runs, "per-region", ZC_SEED_COPY_PAGES, 0);
     RUN(seed_runs, "per-region", ZC_SEED_COPY, 0);
     return 0;
 }

@@ -12,13 +12,23 @@ from zcrpc._native import check, ffi, lib
 from zcrpc.lab.processes import say, serve
 from zcrpc.lab.results import Latency, from_struct
 
+Receive = Literal["zerocopy", "copy-pages", "copy"]
+_RECEIVE = {"zerocopy": lib.ZC_SEED_ZEROCOPY, "copy-pages": lib.ZC_SEED_COPY_PAGES, "copy": lib.ZC_SEED_COPY}
+
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Receivers:
-    """What the server does. `connections_per_region` 0: those of a thread share. `writer_interval_us` 0: no writer."""
+    """What the server does.
+
+    Args:
+        receive: "zerocopy": every payload is mapped; "copy-pages": the same bytes in the same segments, received with recv; "copy": recv,
+            and sent as suits it.
+        connections_per_region: 0: those of a thread share.
+        writer_interval_us: 0: no writer.
+    """
 
     strategy: str
-    receive: Literal["zerocopy", "copy"]
+    receive: Receive
     connections: int
     threads: int
     payload: int
@@ -70,7 +80,7 @@ def receive(receivers: Receivers) -> ReceiversResult:
         "struct zc_seed_options *",
         {
             "strategy": strategy,
-            "receive": lib.ZC_SEED_ZEROCOPY if receivers.receive == "zerocopy" else lib.ZC_SEED_COPY,
+            "receive": _RECEIVE[receivers.receive],
             "connections": receivers.connections,
             "threads": receivers.threads,
             "connections_per_region": receivers.connections_per_region,

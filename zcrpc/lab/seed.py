@@ -17,7 +17,7 @@ from zcrpc import locks
 from zcrpc.lab import load as lab_load
 from zcrpc.lab.load import Load, LoadResult
 from zcrpc.lab.processes import Child
-from zcrpc.lab.receivers import Receivers, ReceiversResult
+from zcrpc.lab.receivers import Receive, Receivers, ReceiversResult
 from zcrpc.lab.results import Latency
 
 Scenario = Literal["readers-only", "writer-storm"]
@@ -35,7 +35,7 @@ class Experiment:
         connections_per_region: connections whose payloads lie in the same region; 0: all of a thread.
         seconds: measured for each strategy and scenario, spread over the rounds.
         writer_interval_us, writer_hold_us: the storm's period, and how long of it the writer holds the map lock; 0 and 0: no storm.
-        receive: "copy" is the comparison with a plain recv into the same regions.
+        receive: how; the ways of copying are there to be compared with (`zcrpc.lab.receivers.Receivers`).
     """
 
     locks: tuple[str, ...] = ("global", "per-region")
@@ -47,7 +47,7 @@ class Experiment:
     rounds: int = 5
     writer_interval_us: int = 1000
     writer_hold_us: int = 500
-    receive: Literal["zerocopy", "copy"] = "zerocopy"
+    receive: Receive = "zerocopy"
 
     def __post_init__(self) -> None:
         _check(self)
@@ -171,7 +171,8 @@ def _load(receivers: Receivers, port: int) -> Load:
         payload=receivers.payload,
         connections=receivers.connections,
         verify="sum",
-        padded=receivers.receive == "zerocopy",
+        padded=receivers.receive != "copy",
+        header=b"",
         warm_up_seconds=receivers.warm_up_seconds,
         seconds=receivers.seconds + 30,  # the server ends the run
         until_closed=True,
@@ -239,7 +240,6 @@ def _check(experiment: Experiment) -> None:
         "rounds must be 1 to 1000": not 1 <= experiment.rounds <= 1000,
         "the writer's interval and hold must be 0 or more, and below 60 s": not (0 <= interval < 6e7 and 0 <= hold < 6e7),
         "the writer's hold must be shorter than its interval": (hold or interval) and hold >= interval,
-        "receive must be zerocopy or copy": experiment.receive not in ("zerocopy", "copy"),
     }
     for complaint, holds in impossible.items():
         if holds:
