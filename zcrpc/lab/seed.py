@@ -21,7 +21,7 @@ from zcrpc.lab.receivers import Receive, Receivers, ReceiversResult
 from zcrpc.lab.results import Latency
 
 Scenario = Literal["readers-only", "writer-storm"]
-WARM_UP_SECONDS = 0.3
+WARM_UP_SECONDS = 0.5  # the first payload of a connection waits for its region to be made
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
