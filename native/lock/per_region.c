@@ -58,6 +58,7 @@
 struct map_lock {
     alignas(ZC_CACHE_LINE) _Atomic uint32_t seq; /* on a line of its own: read by all, written by writers */
     struct zc_fair_rwlock lock;
+    bool written; /* ever; guarded by lock */
 };
 
 struct region_lock {
@@ -168,8 +169,9 @@ static void per_region_write_lock(struct zc_map *map, struct zc_actor *self) {
     uint32_t seq = atomic_load_explicit(&m->seq, ZC_RELAXED) + 1;
     ZC_ASSERT(seq % 2 == 1);
     atomic_store_explicit(&m->seq, seq, ZC_RELAXED);
-    if (seq == 1)
+    if (seq == 1 && m->written) /* not the first time: wrapped */
         sweep_stamps(map);
+    m->written = true;
 }
 
 static void per_region_write_unlock(struct zc_map *map, struct zc_actor *self) {
