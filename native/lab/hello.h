@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ZC_LAB_HELLO_SIZE 96 /* bytes at most */
+#define ZC_LAB_HELLO_SIZE 160 /* bytes at most */
 
 /* chunk, map_from: what the peer is asked to send. Returns the bytes written. */
 size_t zc_lab_hello(unsigned char *at, uint32_t chunk, uint32_t map_from);
