@@ -23,6 +23,7 @@ struct pair {
     unsigned char *source, *target; /* what is sent; where it arrives */
     uint64_t length;
     bool mapping;
+    uint64_t segment; /* bytes of whole pages in one */
 };
 
 static uint64_t cpu_ns(void) {
@@ -38,7 +39,7 @@ static int connect_pair(struct pair *pair) {
     pair->sender = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (listener < 0 || pair->sender < 0)
         goto failed;
-    if (pair->mapping && (zc_socket_prepare_mapping(listener) || setsockopt(pair->sender, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof on)))
+    if (pair->mapping && setsockopt(pair->sender, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof on))
         goto failed;
     if (bind(listener, (struct sockaddr *)&address, size) || listen(listener, 1))
         goto failed;
@@ -48,7 +49,11 @@ static int connect_pair(struct pair *pair) {
     if (pair->receiver < 0)
         goto failed;
     close(listener);
-    return 0;
+    int segment = 0;
+    size = sizeof segment;
+    getsockopt(pair->sender, IPPROTO_TCP, TCP_MAXSEG, &segment, &size);
+    pair->segment = (uint64_t)segment / ZC_PAGE * ZC_PAGE;
+    return pair->mapping && !pair->segment ? -EOPNOTSUPP : 0;
 failed:;
     int error = errno;
     if (listener >= 0)
@@ -74,11 +79,16 @@ static void drop_reports(int fd) {
 }
 
 static ssize_t send_some(const struct pair *pair, uint64_t sent) {
-    ssize_t n =
-        send(pair->sender, pair->source + sent, pair->length - sent, MSG_DONTWAIT | MSG_NOSIGNAL | (pair->mapping ? MSG_ZEROCOPY : 0));
+    uint64_t n = pair->length - sent;
+    int flags = MSG_DONTWAIT | MSG_NOSIGNAL;
+    if (pair->mapping) { /* as outbound.c does it */
+        n = n < pair->segment ? n : pair->segment;
+        flags |= MSG_ZEROCOPY | MSG_EOR;
+    }
+    ssize_t taken = send(pair->sender, pair->source + sent, n, flags);
     if (pair->mapping)
         drop_reports(pair->sender);
-    return n < 0 ? (errno == EAGAIN || errno == ENOBUFS ? 0 : -errno) : n;
+    return taken < 0 ? (errno == EAGAIN || errno == ENOBUFS ? 0 : -errno) : taken;
 }
 
 static ssize_t receive_some(const struct pair *pair, uint64_t received) {
@@ -126,7 +136,7 @@ static int compare_ns(const void *a, const void *b) {
 }
 
 static int measure(uint64_t length, uint32_t rounds, bool mapping, double *ns_per_byte) {
-    struct pair pair = {-1, -1, MAP_FAILED, MAP_FAILED, length, mapping};
+    struct pair pair = {-1, -1, MAP_FAILED, MAP_FAILED, length, mapping, 0};
     uint64_t *ns = calloc(rounds, sizeof *ns);
     int failed = ns ? connect_pair(&pair) : -ENOMEM;
     if (!failed)

@@ -12,6 +12,9 @@
 
 /* A send of payload names at most this many buffers (the kernel's limit is 1024); more go in the next send. */
 #define VECTORS 64
+/* What a packet holds at most: MAX_SKB_FRAGS. Memory of n pieces that covers so many pages needs up to n more fragments than that. */
+#define FRAGMENTS 17
+#define FRAGMENT_PAGES(n) ((n) < FRAGMENTS ? (uint64_t)(FRAGMENTS - (n)) : 1)
 /* An emptied buffer for small frames is kept up to this size, so that a connection that is used does not allocate for each frame, and
  * freed above it, so that one that was slow once does not hold memory for ever. */
 #define SMALL_KEPT 16384u
@@ -110,7 +113,7 @@ int zc_outbound_queue(struct zc_outbound *out, const void *head, uint64_t head_l
     if (!item)
         return -ENOMEM;
     *item = (struct zc_item){.token = token, .stream = frame.stream, .left = total, .count = count};
-    item->padded = out->peer.map_from && total >= out->peer.map_from;
+    item->padded = out->peer.map_from && total >= out->peer.map_from && out->segment;
     if (item->padded)
         frame.flags |= ZC_FLAG_PADDED;
     memcpy(item->buffers, buffers, count * sizeof *buffers);
@@ -216,9 +219,10 @@ static bool between_chunks(const struct zc_item *item) {
     return item->head_sent == 0; /* end_chunk puts the next head up at once */
 }
 
-/* Names up to VECTORS pieces of the current chunk's payload and padding. */
-static int payload_vectors(const struct zc_item *item, struct iovec *vectors, int room) {
-    uint64_t left = item->chunk_left, offset = item->offset;
+/* Names the next `most` bytes of the current chunk's payload and padding, or what `room` pieces hold of them. */
+static int payload_vectors(const struct zc_item *item, uint64_t most, struct iovec *vectors, int room) {
+    uint64_t left = item->chunk_left < most ? item->chunk_left : most, offset = item->offset;
+    uint64_t pad = item->pad_left < most - left ? item->pad_left : most - left;
     int n = 0;
     for (uint32_t i = item->index; left && n < room; i++, offset = 0) {
         uint64_t length = item->buffers[i].length - offset;
@@ -229,8 +233,8 @@ static int payload_vectors(const struct zc_item *item, struct iovec *vectors, in
         vectors[n++] = (struct iovec){(char *)item->buffers[i].address + offset, length};
         left -= length;
     }
-    if (!left && item->pad_left && n < room)
-        vectors[n++] = (struct iovec){(void *)zeros, item->pad_left};
+    if (!left && pad && n < room)
+        vectors[n++] = (struct iovec){(void *)zeros, pad};
     return n;
 }
 
@@ -292,7 +296,7 @@ static ssize_t send_ordinary(struct zc_outbound *out, int fd) {
         if (head)
             vectors[n++] = (struct iovec){item->head + item->head_sent, head};
         if (!item->padded)
-            n += payload_vectors(item, vectors + n, VECTORS);
+            n += payload_vectors(item, UINT64_MAX, vectors + n, VECTORS);
         else
             flags = MSG_EOR;
     }
@@ -314,26 +318,25 @@ static ssize_t send_ordinary(struct zc_outbound *out, int fd) {
     return sent;
 }
 
-/* The payload of a padded chunk, by pages. Falls back to an ordinary send where the kernel has no room to keep track (ENOBUFS). */
+/* One segment of a padded chunk. Falls back to an ordinary send where the kernel has no room to keep track (ENOBUFS): the peer then copies. */
 static ssize_t send_pages(struct zc_outbound *out, int fd, struct zc_tokens *done, struct zc_send_counters *counters) {
     struct zc_item *item = out->first;
-    struct iovec vectors[VECTORS];
-    int n = payload_vectors(item, vectors, VECTORS);
-    ssize_t sent = -ENOBUFS;
-    if (out->zerocopy) {
-        sent = send_vectors(fd, vectors, n, MSG_ZEROCOPY);
-        if (sent == -ENOBUFS && zc_outbound_reports(out, fd, done, counters))
-            sent = send_vectors(fd, vectors, n, MSG_ZEROCOPY);
-        if (sent > 0) {
-            if (!item->zerocopy_sends)
-                item->zerocopy_first = out->zerocopy_next;
-            item->zerocopy_sends++;
-            out->zerocopy_next++;
-            counters->zerocopy++;
-        }
+    struct iovec vectors[FRAGMENTS];
+    int n = payload_vectors(item, out->segment, vectors, FRAGMENTS);
+    if (n > 1 && out->segment > FRAGMENT_PAGES(n) * ZC_PAGE) /* each piece may begin and end inside a page */
+        n = payload_vectors(item, FRAGMENT_PAGES(n) * ZC_PAGE, vectors, FRAGMENTS);
+    ssize_t sent = send_vectors(fd, vectors, n, MSG_ZEROCOPY | MSG_EOR);
+    if (sent == -ENOBUFS && zc_outbound_reports(out, fd, done, counters))
+        sent = send_vectors(fd, vectors, n, MSG_ZEROCOPY | MSG_EOR);
+    if (sent > 0) {
+        if (!item->zerocopy_sends)
+            item->zerocopy_first = out->zerocopy_next;
+        item->zerocopy_sends++;
+        out->zerocopy_next++;
+        counters->zerocopy++;
+    } else if (sent == -ENOBUFS) {
+        sent = send_vectors(fd, vectors, n, MSG_EOR);
     }
-    if (sent == -ENOBUFS)
-        sent = send_vectors(fd, vectors, n, 0);
     if (sent > 0)
         payload_sent(item, (uint64_t)sent);
     return sent;

@@ -4,8 +4,12 @@
  * pass, so a call never waits for more than one chunk of somebody else's payload; items go one after the other.
  *
  * Where the peer asked for whole pages, a chunk is sent as: its frame header alone with MSG_EOR, so that no segment holds both header and
- * payload, then the payload and zeros up to a page boundary with MSG_ZEROCOPY, which makes the pages single ones that can be mapped. The
- * kernel numbers the zerocopy sends of a socket 0, 1, 2, …; it reports ranges of numbers on the error queue when it no longer reads the
+ * payload; then the payload and zeros up to a page boundary with MSG_ZEROCOPY, which makes the kernel put it into single pages, the only
+ * ones that can be mapped. Each send of pages is at most one segment and ends with MSG_EOR too. So every segment is whole pages, whatever
+ * the maximal segment size, and the kernel never splits one where the peer's window ends, which would tear a page. (TCP_MAXSEG of whole
+ * pages does the first but not the second, and halves the speed of ordinary sends.)
+ *
+ * The kernel numbers the zerocopy sends of a socket 0, 1, 2, …; it reports ranges of numbers on the error queue when it no longer reads the
  * memory. Numbers of one item are consecutive; it is finished when all of them were reported.
  */
 #ifndef ZCRPC_OUTBOUND_H
@@ -39,9 +43,9 @@ struct zc_outbound {
     struct zc_item *first, **last; /* to be sent */
     struct zc_item *unreported;    /* sent, but the kernel may still read them */
     uint32_t zerocopy_next;
-    bool zerocopy; /* the socket has SO_ZEROCOPY */
-    bool blocked;  /* the socket takes nothing more now */
+    bool blocked; /* the socket takes nothing more now */
     struct zc_peer peer;
+    uint32_t segment;     /* bytes of whole pages that fit one segment; 0: this socket cannot send them so that they can be mapped */
     uint64_t progress_ms; /* when it last took something, or when there was nothing to take */
 };
 

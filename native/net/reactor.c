@@ -201,6 +201,15 @@ static struct zc_cradle *join_cradle(struct zc_reactor *r) {
     return r->cradle;
 }
 
+/* Bytes of the whole pages that fit a segment of this connection; 0: not even one. */
+static uint32_t whole_pages_per_segment(int fd) {
+    int segment = 0;
+    socklen_t size = sizeof segment;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_MAXSEG, &segment, &size) || segment < 0)
+        return 0;
+    return (uint32_t)segment / ZC_PAGE * ZC_PAGE;
+}
+
 int64_t zc_reactor_add(struct zc_reactor *r, int fd, int mapping) {
     int on = 1, flags = fcntl(fd, F_GETFL);
     if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
@@ -212,7 +221,8 @@ int64_t zc_reactor_add(struct zc_reactor *r, int fd, int mapping) {
     bool tcp = setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) == 0;
     c->mapping = mapping && tcp && r->options.receive != ZC_RECEIVE_COPY;
     zc_outbound_init(&c->out);
-    c->out.zerocopy = tcp && setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof on) == 0;
+    if (tcp && setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof on) == 0)
+        c->out.segment = whole_pages_per_segment(fd);
     c->in.progress_ms = c->out.progress_ms = zc_reactor_clock_ms();
 
     pthread_mutex_lock(&r->lock);
@@ -265,11 +275,8 @@ int zc_reactor_set_peer(struct zc_reactor *r, uint64_t connection, const struct 
         return -EINVAL;
     pthread_mutex_lock(&r->lock);
     struct zc_connection *c = find(r, connection);
-    if (c) {
+    if (c)
         c->out.peer = *peer;
-        if (!c->out.zerocopy)
-            c->out.peer.map_from = 0; /* whole pages would only cost: nothing makes them single ones */
-    }
     pthread_mutex_unlock(&r->lock);
     return c ? 0 : -ENOTCONN;
 }

@@ -144,13 +144,11 @@ int zc_reactor_submit(struct zc_reactor *reactor, const void *records, uint64_t 
 int zc_reactor_send(struct zc_reactor *reactor, uint64_t connection, const void *head, uint64_t head_length,
                     const struct zc_buffer *buffers, uint32_t count, uint64_t token);
 
-/* Settings of a socket that is to receive by mapping (D5): whole pages per segment. To be called before listen or connect; 0 or -errno. */
-int zc_socket_prepare_mapping(int fd);
 /* Whether this kernel has TCP_ZEROCOPY_RECEIVE: 0, or a negative errno saying why not. */
 int zc_mapping_supported(void);
 
 /* Nanoseconds of CPU per byte, both ends in one thread over loopback, to send and receive payloads of `length` bytes by copying and by
- * mapping (segment size set as each likes best). Takes a few milliseconds per size. 0, or a negative errno. */
+ * mapping (sent in the way that each likes best). Takes a few milliseconds per size. 0, or a negative errno. */
 int zc_calibrate(uint64_t length, uint32_t rounds, double *copy_ns_per_byte, double *map_ns_per_byte);
 
 #endif

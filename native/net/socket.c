@@ -6,14 +6,6 @@
 
 #include "net/reactor.h"
 
-/* Seven pages and the timestamp option: TCP_MAXSEG takes at most 32767, so this is the most whole pages that fit (D5). */
-#define MAPPING_SEGMENT (7 * ZC_PAGE + 12)
-
-int zc_socket_prepare_mapping(int fd) {
-    int segment = MAPPING_SEGMENT;
-    return setsockopt(fd, IPPROTO_TCP, TCP_MAXSEG, &segment, sizeof segment) ? -errno : 0;
-}
-
 int zc_mapping_supported(void) {
     struct tcp_zerocopy_receive call = {0};
     socklen_t size = sizeof call;
