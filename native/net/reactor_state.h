@@ -1,4 +1,5 @@
-/* The reactor's inside: shared by reactor.c (its functions), intake.c (one round of work) and handover.c (its thread). */
+/* The reactor's inside: shared by reactor.c (its life and its connections), submit.c (sending), work.c (one round
+ * of work) and handover.c (its thread). */
 #ifndef ZCRPC_REACTOR_STATE_H
 #define ZCRPC_REACTOR_STATE_H
 
@@ -52,7 +53,8 @@ struct zc_reactor {
 /* One round of work into batch `index`, waiting up to timeout_ms. Returns the number of events or a negative errno. */
 int64_t zc_reactor_work(struct zc_reactor *reactor, uint32_t index, int timeout_ms);
 
-/* With the mutex held. */
+/* With the mutex held. find: NULL if it is gone or doomed. */
+struct zc_connection *zc_reactor_find(struct zc_reactor *reactor, uint64_t id);
 void zc_reactor_doom(struct zc_reactor *reactor, struct zc_connection *connection, enum zc_close reason, int error);
 void zc_reactor_flush(struct zc_reactor *reactor, struct zc_connection *connection);
 void zc_reactor_watch(struct zc_reactor *reactor, struct zc_connection *connection);
