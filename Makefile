@@ -1,0 +1,49 @@
+# Two commands from a fresh clone: `make demo` and `make test`. Each sets itself up in .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORE := $(shell find native -not -path 'native/tests/*' -type f)
+C_FILES := $(shell find native benchmarks -name '*.[ch]')
+
+.PHONY: demo test lint native-tests sanitize bench figures clean
+
+demo: $(VENV)/installed
+	$(BIN)/zcrpc lab seed --seconds 2 --rounds 3
+	$(BIN)/zcrpc lab upload
+
+test: $(VENV)/installed native-tests
+	$(BIN)/python -m pytest tests
+
+# Rebuilt when anything native changes; Python files are used where they stand.
+$(VENV)/installed: pyproject.toml $(CORE)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+native-tests:
+	cmake -S native -B build/native > /dev/null
+	cmake --build build/native -j 2
+	ctest --test-dir build/native --output-on-failure
+
+# The C tests once more, under the sanitizers.
+sanitize:
+	for kind in address,undefined thread; do \
+	    cmake -S native -B build/$$kind -DZCRPC_SANITIZE=$$kind > /dev/null && \
+	    cmake --build build/$$kind -j 2 && \
+	    ctest --test-dir build/$$kind --output-on-failure || exit 1; \
+	done
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest benchmarks
+
+figures: $(VENV)/installed
+	$(BIN)/python -m benchmarks.figures
+
+clean:
+	rm -rf build $(VENV)
