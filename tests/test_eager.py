@@ -371,7 +371,8 @@ def test_handler_that_cancels_itself(run: Callable[[Case], None]) -> None:
         return "not cancelled"
 
     async def case(bench: Bench) -> None:
-        # With a task that ends before it is cancelled, TaskRunner reports CancelledError or the result, depending on the version of Python.
+        # With a task that ends before it is cancelled, TaskRunner reports CancelledError or the result, depending on
+        # the version of Python.
         started, error, _ = await bench.begin(and_returns())
         assert started == 7 or isinstance(error, asyncio.CancelledError)
         assert await bench.finish(and_waits()) == "cancelled"

@@ -8,7 +8,11 @@ from zcrpc.errors import Status, ZcrpcError
 
 
 def classes() -> list[type[ZcrpcError]]:
-    return [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, ZcrpcError) and value is not ZcrpcError]
+    return [
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, ZcrpcError) and value is not ZcrpcError
+    ]
 
 
 def test_each_status_but_ok_has_one_class() -> None:

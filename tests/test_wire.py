@@ -15,7 +15,9 @@ def test_layouts_have_the_sizes_of_the_contract() -> None:
 
 
 def test_frame_is_laid_out_as_documented() -> None:
-    frame = wire.encode_frame(wire.REQUEST, b"\x90", method=0x0102, stream=0x03040506, deadline_ms=250, payload_length=1 << 40)
+    frame = wire.encode_frame(
+        wire.REQUEST, b"\x90", method=0x0102, stream=0x03040506, deadline_ms=250, payload_length=1 << 40
+    )
     assert frame[0] == 2
     assert frame[1] == 0
     assert frame[2:4] == b"\x02\x01"
@@ -38,7 +40,12 @@ def test_hello_round_trip() -> None:
 
 def test_hello_of_a_later_version_is_understood() -> None:
     header = msgspec.msgpack.encode(
-        {"limits": {"header": 4096, "payload": 1, "in_flight": 1, "weight": 3}, "chunk": 4096, "colour": "blue", "software": "zcrpc/9"}
+        {
+            "limits": {"header": 4096, "payload": 1, "in_flight": 1, "weight": 3},
+            "chunk": 4096,
+            "colour": "blue",
+            "software": "zcrpc/9",
+        }
     )
     hello = wire.decode_hello(header)
     assert hello == Hello(limits=Limits(header=4096, payload=1, in_flight=1), chunk=4096, software="zcrpc/9")
@@ -73,7 +80,17 @@ def test_hello_out_of_range_is_refused_and_the_field_named(change: dict[str, obj
 
 @pytest.mark.parametrize(
     "header",
-    [b"", b"\xc0", b"\x90", b"\x80", b"\xc1", b"\x81", b"\xdf\xff\xff\xff\xff", b"\x81\xa6limits" + b"\x91" * 50000, b"\x81\xa1a" + b"\x91" * 50000],
+    [
+        b"",
+        b"\xc0",
+        b"\x90",
+        b"\x80",
+        b"\xc1",
+        b"\x81",
+        b"\xdf\xff\xff\xff\xff",
+        b"\x81\xa6limits" + b"\x91" * 50000,
+        b"\x81\xa1a" + b"\x91" * 50000,
+    ],
     ids=["empty", "nil", "array", "no limits", "invalid", "truncated", "huge map", "nested value", "nested unknown"],
 )
 def test_hello_that_is_none_is_refused(header: bytes) -> None:

@@ -9,7 +9,15 @@ from types import MappingProxyType
 from typing import Any
 
 from zcrpc import _core
-from zcrpc.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, ResourceExhausted, Unavailable, ZcrpcError
+from zcrpc.errors import (
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    ZcrpcError,
+)
 
 ffi: Any = _core.ffi
 lib: Any = _core.lib
@@ -30,7 +38,8 @@ _KINDS: Mapping[int, type[ZcrpcError]] = MappingProxyType(
 
 
 def check(code: int, what: str) -> int:
-    """`code` if it is not negative; else the exception for that errno, saying what was being done. ENOMEM is MemoryError."""
+    """`code` if it is not negative; else the exception for that errno, saying what was being done. ENOMEM is
+    MemoryError."""
     if code >= 0:
         return code
     number = -code

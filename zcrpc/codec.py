@@ -1,15 +1,17 @@
 """msgpack headers with out-of-band buffers.
 
-A header is msgpack. Buffers nested anywhere in a value do not travel in it but in the frame's payload, referred to by an extension of 16
-bytes: offset and length. Extension 1 was `bytes`, extension 2 any other buffer, so that size never decides the type that arrives (D8):
+A header is msgpack. Buffers nested anywhere in a value do not travel in it but in the frame's payload, referred to by
+an extension of 16 bytes: offset and length. Extension 1 was `bytes`, extension 2 any other buffer, so that size never
+decides the type that arrives (D8):
 
     sent                          arrives without annotation
     bytes < 512                   bytes (inline, as msgpack's own type)
     bytes, larger                 bytes, copied out of the payload
     memoryview, bytearray, array  memoryview, read-only, over the payload
 
-Buffers follow each other in the order in which the header mentions them, each at a multiple of 64 bytes so that arrays stay aligned. The
-decoder insists on the order, hence on disjoint buffers: otherwise a small frame could claim the same bytes a thousand times over.
+Buffers follow each other in the order in which the header mentions them, each at a multiple of 64 bytes so that arrays
+stay aligned. The decoder insists on the order, hence on disjoint buffers: otherwise a small frame could claim the same
+bytes a thousand times over.
 
 A codec has state while it works; one belongs to one thread.
 """
@@ -32,9 +34,11 @@ FROM_BYTES: Final = 1
 FROM_BUFFER: Final = 2
 
 ALIGNMENT: Final = 64
-# Below this a `bytes` costs less inline than by reference: extension and slice are about 0.2 µs, as is a copy of this much.
+# Below this a `bytes` costs less inline than by reference: extension and slice are about 0.2 µs, as is a copy of this
+# much.
 INLINE_BELOW: Final = 512
-# Buffers below this are copied when they are encoded, so that the caller may change them at once; larger ones are referenced until sent.
+# Buffers below this are copied when they are encoded, so that the caller may change them at once; larger ones are
+# referenced until sent.
 COPY_BELOW: Final = 16384
 
 Buffers: TypeAlias = list[bytes | memoryview]
@@ -48,7 +52,19 @@ _SINGLE_BUFFER: Final = b"\x91\xd8\x02"
 
 # What can hold no buffer: encoded as it is.
 _PLAIN: Final = frozenset(
-    {int, float, str, bool, type(None), datetime.datetime, datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, uuid.UUID}
+    {
+        int,
+        float,
+        str,
+        bool,
+        type(None),
+        datetime.datetime,
+        datetime.date,
+        datetime.time,
+        datetime.timedelta,
+        decimal.Decimal,
+        uuid.UUID,
+    }
 )
 
 
@@ -76,8 +92,10 @@ class Codec:
     # ---- out
 
     def encode(self, value: Any) -> tuple[bytes, Buffers, int]:
-        """Header, the payload's pieces, and the payload's length. TypeError for what cannot be sent, ValueError for nesting without end."""
-        self._buffers = buffers = []
+        """Header, the payload's pieces, and the payload's length. TypeError for what cannot be sent, ValueError for
+        nesting without end."""
+        buffers: Buffers = []
+        self._buffers = buffers
         self._length = 0
         try:
             return self._encoder.encode(self._lift(value)), buffers, self._length
@@ -184,8 +202,8 @@ class Codec:
     def decode(self, header: bytes, payload: bytes | memoryview = b"", views: bool = False) -> Any:
         """The value of a header. HeaderError says what is wrong with it.
 
-        views: buffers that were `bytes` arrive as views too, and `stems` remembers those: for methods whose annotations ask for a view,
-        lest 16 MiB be copied only to be looked at. See `settle`.
+        views: buffers that were `bytes` arrive as views too, and `stems` remembers those: for methods whose annotations
+        ask for a view, lest 16 MiB be copied only to be looked at. See `settle`.
         """
         self._payload = payload
         self._length = len(payload)
@@ -221,7 +239,9 @@ class Codec:
         offset, length = _reference.unpack(data)
         end = offset + length
         if offset < self._end or end > self._length:
-            raise HeaderError(f"buffer of {length} bytes at {offset} in a payload of {self._length}, of which {self._end} are taken")
+            raise HeaderError(
+                f"buffer of {length} bytes at {offset} in a payload of {self._length}, of which {self._end} are taken"
+            )
         self._end = end
         payload = self._payload
         whole = length == self._length
@@ -253,10 +273,11 @@ def _same(value: Any) -> Any:
 
 
 def _shallow(value: Any) -> Any:
-    """A copy of a record that shares its fields. Unlike copy.copy it runs no __init__, __copy__ or __reduce__ of the user's."""
+    """A copy of a record that shares its fields. Unlike copy.copy it runs no __init__, __copy__ or __reduce__ of the
+    user's."""
     if isinstance(value, msgspec.Struct):
         return msgspec.Struct.__copy__(value)  # type: ignore[attr-defined]
-    kind = type(value)
+    kind: Any = type(value)
     copy = kind.__new__(kind)
     if hasattr(value, "__dict__"):
         copy.__dict__.update(value.__dict__)

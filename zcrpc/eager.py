@@ -1,21 +1,26 @@
 """Handlers run at once, in the tick that received them; a task is made only for those that wait.
 
-Most handlers return without ever suspending, and a task for each of them is the largest avoidable cost of a call. But inside a handler
-`asyncio.current_task()`, `asyncio.timeout()`, `TaskGroup` and context variables must work from its first line on, so the first step cannot
-simply be a bare `coroutine.send(None)`.
+Most handlers return without ever suspending, and a task for each of them is the largest avoidable cost of a call. But
+inside a handler `asyncio.current_task()`, `asyncio.timeout()`, `TaskGroup` and context variables must work from its
+first line on, so the first step cannot simply be a bare `coroutine.send(None)`.
 
-From Python 3.12 on asyncio has the answer: a task with `eager_start=True` runs its first step in its constructor (`TaskRunner`).
+From Python 3.12 on asyncio has the answer: a task with `eager_start=True` runs its first step in its constructor
+(`TaskRunner`).
 
-On 3.11 `WorkerRunner` does the same with *parked workers*, tasks of our own that wait for work, each with a context of its own:
+On 3.11 `WorkerRunner` does the same with *parked workers*, tasks of our own that wait for work, each with a context of
+its own:
 
-  1. A parked worker is made the current task, and the handler's coroutine is stepped by hand inside the worker's context.
-  2. It returns or raises: the worker never noticed, and goes on being parked. It is used again only if the handler left no trace: its context
-     still equals the template's (O(1) while untouched), and nobody asked it to cancel.
-  3. It yields a future: coroutine and future are handed to the worker, which is woken, yields the *same* future to its own task (whose
-     blocking flag is still set, so the task cannot tell the difference) and drives the coroutine to its end, as a task would.
+  1. A parked worker is made the current task, and the handler's coroutine is stepped by hand inside the worker's
+     context.
+  2. It returns or raises: the worker never noticed, and goes on being parked. It is used again only if the handler left
+     no trace: its context still equals the template's (O(1) while untouched), and nobody asked it to cancel.
+  3. It yields a future: coroutine and future are handed to the worker, which is woken, yields the *same* future to its
+     own task (whose blocking flag is still set, so the task cannot tell the difference) and drives the coroutine to its
+     end, as a task would.
 
-Between 3's hand-over and the worker's next step someone may cancel the task. Then the worker finds CancelledError where it waited for work,
-and does what Task.cancel would have done: cancels the future that the handler waits for, or, where that is done already, throws.
+Between 3's hand-over and the worker's next step someone may cancel the task. Then the worker finds CancelledError where
+it waited for work, and does what Task.cancel would have done: cancels the future that the handler waits for, or, where
+that is done already, throws.
 
 A runner belongs to one event loop and one thread.
 """
@@ -26,15 +31,15 @@ import asyncio
 import contextvars
 import sys
 import types
-from asyncio.tasks import _enter_task, _leave_task  # type: ignore[attr-defined]
+from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeAlias
 
 Finish: TypeAlias = Callable[[Any, BaseException | None], None]
 Handler: TypeAlias = Coroutine[Any, Any, Any]
 
-# Workers beyond this are let go when their handler is done. Each is about 2 KiB; more than this many handlers that wait at once are
-# served as well, through tasks of their own.
+# Workers beyond this are let go when their handler is done. Each is about 2 KiB; more than this many handlers that wait
+# at once are served as well, through tasks of their own.
 _PARKED = 256
 
 
@@ -44,7 +49,8 @@ class Suspended:
     __slots__ = ()
 
     def then(self, finish: Finish) -> None:
-        """Calls `finish(result, None)` or `finish(None, error)` once, when the handler is done. To be called before control returns to the loop."""
+        """Calls `finish(result, None)` or `finish(None, error)` once, when the handler is done. To be called before
+        control returns to the loop."""
         raise NotImplementedError
 
     def cancel(self) -> None:
@@ -138,10 +144,13 @@ class _Worker:
 
 @types.coroutine
 def _drive(coroutine: Handler, yielded: Any, error: BaseException | None) -> Generator[Any, Any, Any]:
-    """Takes a coroutine that has yielded `yielded` to its end inside the current task. `error`: what the task was cancelled with meanwhile."""
+    """Takes a coroutine that has yielded `yielded` to its end inside the current task. `error`: what the task was
+    cancelled with meanwhile."""
     try:
-        if yielded is _NOT_STARTED or (yielded is None and error is None):  # a bare yield: the tick it asked for has passed
-            return (yield from coroutine)  # type: ignore[misc]
+        if yielded is _NOT_STARTED or (
+            yielded is None and error is None
+        ):  # a bare yield: the tick it asked for has passed
+            return (yield from coroutine)
         if error is not None and yielded is not None and yielded.cancel():
             error = None
         while True:
@@ -151,7 +160,7 @@ def _drive(coroutine: Handler, yielded: Any, error: BaseException | None) -> Gen
                 except BaseException as caught:
                     error = caught
                 else:
-                    return (yield from coroutine)  # type: ignore[misc]
+                    return (yield from coroutine)
             yielded = coroutine.throw(error)
             error = None
     except StopIteration as stop:
@@ -168,7 +177,8 @@ class WorkerRunner:
         self._closed = False
 
     def start(self, coroutine: Handler) -> Any:
-        """Runs the coroutine's first step. Its result if that was all, its exception if it raised one, else a `Suspended`."""
+        """Runs the coroutine's first step. Its result if that was all, its exception if it raised one, else a
+        `Suspended`."""
         if not self._parked:
             worker = _Worker(self, coroutine)
             assert worker.job is not None
@@ -248,7 +258,8 @@ if sys.version_info >= (3, 12):
             self._loop = loop
 
         def start(self, coroutine: Handler) -> Any:
-            """Runs the coroutine's first step. Its result if that was all, its exception if it raised one, else a `Suspended`."""
+            """Runs the coroutine's first step. Its result if that was all, its exception if it raised one, else a
+            `Suspended`."""
             task = asyncio.Task(coroutine, loop=self._loop, eager_start=True)
             if task.done():
                 return task.result()

@@ -1,8 +1,9 @@
 """Everything that can go wrong with a call, in one hierarchy.
 
-Each exception carries a status: the seventeen codes of gRPC (https://grpc.io/docs/guides/status-codes/), by number, so that they mean to
-gateways and dashboards what they always mean. An exception that a handler raises crosses the wire as the class of its status, with its
-message and details; see `failure` and `from_status`, the only two places that translate.
+Each exception carries a status: the seventeen codes of gRPC (https://grpc.io/docs/guides/status-codes/), by number, so
+that they mean to gateways and dashboards what they always mean. An exception that a handler raises crosses the wire as
+the class of its status, with its message and details; see `failure` and `from_status`, the only two places that
+translate.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class Status(enum.IntEnum):
 class ZcrpcError(Exception):
     """The root of all errors of zcrpc.
 
-    `message` is for people. `details` is for programs: None, or anything msgpack can carry; it crosses the wire as it is.
+    `message` is for people. `details` is for programs: None, or anything msgpack can carry; it crosses the wire as it
+    is.
     """
 
     status: ClassVar[Status] = Status.UNKNOWN
@@ -174,7 +176,8 @@ _BY_STATUS: dict[int, type[ZcrpcError]] = {
 
 
 def from_status(code: int, message: str = "", details: Any = None) -> ZcrpcError:
-    """The exception that a status on the wire stands for. A code that this version does not know is Unknown, and the message says so."""
+    """The exception that a status on the wire stands for. A code that this version does not know is Unknown, and the
+    message says so."""
     kind = _BY_STATUS.get(code)
     if kind is None:
         return Unknown(f"status {code}: {message}", details=details)

@@ -1,7 +1,8 @@
-"""The wire as Python sees it: frame kinds, the layouts that are packed here, and the hello. docs/wire.md describes the whole.
+"""The wire as Python sees it: frame kinds, the layouts that are packed here, and the hello. docs/wire.md describes the
+whole.
 
-The native core parses frames and hands them over as events; Python writes whole small frames, each after a record that says for which
-connection it is.
+The native core parses frames and hands them over as events; Python writes whole small frames, each after a record that
+says for which connection it is.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ RECORD_FRAME: Final = struct.Struct("<QIIBBHIIIQ")
 """RECORD and FRAME in one go."""
 
 EVENT: Final = struct.Struct("<QQQQQIIIIHBB4x")
-"""struct zc_event: connection, payload, payload length, lease, aux, stream, header, header length, deadline in ms, method, kind, flags."""
+"""struct zc_event: connection, payload, payload length, lease, aux, stream, header, header length, deadline in ms,
+method, kind, flags."""
 
 SOFTWARE: Final = "zcrpc/0.1.0"
 
@@ -61,9 +63,9 @@ class Limits:
 class Hello:
     """The first frame in each direction. Keys that are not known are ignored, so that later versions can add some.
 
-    `chunk`: bytes of payload that one chunk frame towards this side may carry, whole pages. `map_from`: payloads of at least so many bytes
-    are to be sent in whole pages, their header alone, since this side receives them by mapping; 0: none. `methods`: names and numbers of
-    what this side serves.
+    `chunk`: bytes of payload that one chunk frame towards this side may carry, whole pages. `map_from`: payloads of at
+    least so many bytes are to be sent in whole pages, their header alone, since this side receives them by mapping; 0:
+    none. `methods`: names and numbers of what this side serves.
     """
 
     limits: Limits
@@ -92,7 +94,14 @@ def decode_hello(header: bytes) -> Hello:
 
 
 def encode_frame(
-    kind: int, header: bytes = b"", *, method: int = 0, stream: int = 0, deadline_ms: int = 0, payload_length: int = 0, flags: int = 0
+    kind: int,
+    header: bytes = b"",
+    *,
+    method: int = 0,
+    stream: int = 0,
+    deadline_ms: int = 0,
+    payload_length: int = 0,
+    flags: int = 0,
 ) -> bytes:
     """A frame without its payload."""
     return FRAME.pack(kind, flags, method, stream, len(header), deadline_ms, payload_length) + header

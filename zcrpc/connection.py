@@ -1,0 +1,279 @@
+"""The protocol of one connection, as far as it is the same for both ends: hello, sending, ping, goaway, how it ends.
+
+Which calls there are is for the two ends to know: `ServerConnection` in server.py, `ClientConnection` in client.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from zcrpc._native import lib
+from zcrpc.codec import COPY_BELOW, HeaderError
+from zcrpc.errors import ResourceExhausted, Status, Unavailable, ZcrpcError, from_status
+from zcrpc.reactor import Reactor
+from zcrpc.wire import (
+    CANCEL,
+    ERROR,
+    FRAME,
+    GOAWAY,
+    HELLO,
+    PING,
+    PING_LIMIT,
+    PONG,
+    RECORD_FRAME,
+    Hello,
+    Limits,
+    decode_hello,
+    encode_hello,
+)
+
+# What is known of a peer before its hello: nothing may be sent to it but a goaway.
+_UNKNOWN: Final = Hello(limits=Limits(header=1024, payload=0, in_flight=1), chunk=4096)
+# A message is for people. This many characters of it travel at most.
+_MESSAGE_LIMIT: Final = 2000
+
+_encode = msgspec.msgpack.Encoder().encode
+
+# enum zc_close: what is logged, and whether the peer is to blame.
+_ENDS: Final[dict[int, tuple[str, bool]]] = {
+    lib.ZC_CLOSE_LOCAL: ("closed by this side", False),
+    lib.ZC_CLOSE_EOF: ("closed by the peer", False),
+    lib.ZC_CLOSE_TRUNCATED: ("closed by the peer in the middle of a frame", True),
+    lib.ZC_CLOSE_SYSTEM: ("lost", False),
+    lib.ZC_CLOSE_PREFACE: ("the peer does not speak zcrpc, or another version of it", True),
+    lib.ZC_CLOSE_HELLO: ("no hello where one must be, or one where none may be", True),
+    lib.ZC_CLOSE_KIND: ("unknown kind of frame", True),
+    lib.ZC_CLOSE_HEADER: ("a header over the limit", True),
+    lib.ZC_CLOSE_CHUNK: ("a chunk that continues nothing, or more than was announced", True),
+    lib.ZC_CLOSE_PAYLOAD: ("a payload where none may be", True),
+    lib.ZC_CLOSE_STALLED: ("the peer stopped in the middle of a frame, or before its hello", True),
+    lib.ZC_CLOSE_UNREAD: ("the peer does not read", True),
+    lib.ZC_CLOSE_MEMORY: ("no memory", False),
+}
+
+
+class Pin:
+    """A payload sent by reference: what keeps it alive, and a record to be sent when it has gone."""
+
+    __slots__ = ("holds", "then")
+
+    def __init__(self, holds: Any) -> None:
+        self.holds = holds
+        self.then: bytes | None = None
+
+
+class Connection:
+    """One end of a connection."""
+
+    __slots__ = ("_reference_from", "ended", "log", "name", "number", "peer", "pins", "reactor")
+
+    def __init__(self, reactor: Reactor, fd: int, mapping: bool, hello: Hello, name: str, log: logging.Logger) -> None:
+        """Takes over a connected socket and greets the peer. On an error the fd is still the caller's."""
+        self.reactor = reactor
+        self.name = name
+        self.log = log
+        self.peer: Hello = _UNKNOWN
+        self.pins: dict[int, Pin] = {}
+        self.ended: str | None = None  # why, once it is closed or being closed
+        self._reference_from = 1 << 63
+        header = encode_hello(hello)
+        self.number = reactor.add(fd, self, mapping)
+        self.send(HELLO, 0, header=header)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def greeted(self) -> bool:
+        """Whether the peer's hello has come."""
+        return self.peer is not _UNKNOWN
+
+    # ---- out
+
+    def send(
+        self,
+        kind: int,
+        stream: int,
+        method: int = 0,
+        deadline_ms: int = 0,
+        header: bytes = b"",
+        buffers: Sequence[bytes | memoryview] = (),
+        length: int = 0,
+    ) -> int:
+        """Sends a frame with the payload `buffers`, of `length` bytes in all. A token in `pins` while they are
+        referenced, else 0."""
+        reactor = self.reactor
+        size = len(header)
+        if length < self._reference_from:
+            pieces = reactor.pieces
+            pieces.append(
+                RECORD_FRAME.pack(
+                    self.number, FRAME.size + size + length, 0, kind, 0, method, stream, size, deadline_ms, length
+                )
+            )
+            if size:
+                pieces.append(header)
+            if length:
+                pieces.extend(buffers)
+            reactor.wake()
+            return 0
+        head = FRAME.pack(kind, 0, method, stream, size, deadline_ms, length) + header
+        token, holds = reactor.send_referenced(self.number, head, buffers)
+        if token:
+            self.pins[token] = Pin(holds)
+        return token
+
+    def check_size(self, header: bytes, length: int, what: str) -> None:
+        """ResourceExhausted if the peer said that it would not take that much."""
+        limits = self.peer.limits
+        if len(header) > limits.header:
+            raise ResourceExhausted(
+                f"{what}: {len(header)} bytes besides buffers are more than the {limits.header} that the peer takes; "
+                "send large data as buffers"
+            )
+        if length > limits.payload:
+            raise ResourceExhausted(
+                f"{what}: buffers of {length} bytes are more than the {limits.payload} that the peer takes"
+            )
+
+    def send_error(self, stream: int, status: int, message: str, details: Any = None) -> None:
+        """Ends a call with a status."""
+        parts = [_shorten(message)]
+        header = b""
+        if details is not None:
+            try:
+                header = _encode([*parts, details])
+                if len(header) > self.peer.limits.header:
+                    raise ValueError(f"{len(header)} bytes")
+            except (TypeError, ValueError, OverflowError, RecursionError) as error:
+                self.log.warning("%s: the details of an error cannot be sent: %s", self, error)
+                header = b""
+        self.send(ERROR, stream, status, 0, header or _encode(parts))
+
+    def send_cancel(self, stream: int, token: int = 0) -> None:
+        """Says that a call's answer is not wanted any more; if the call itself is still being sent under `token`, after
+        that."""
+        pin = self.pins.get(token) if token else None
+        if pin is None:
+            self.send(CANCEL, stream)
+        else:
+            pin.then = RECORD_FRAME.pack(self.number, FRAME.size, 0, CANCEL, 0, 0, stream, 0, 0, 0)
+
+    def send_ping(self, header: bytes) -> None:
+        """Asks for a pong with the same header."""
+        self.send(PING, 0, header=header)
+
+    def send_goaway(self, status: Status, message: str) -> None:
+        """Asks for no more calls."""
+        self.send(GOAWAY, 0, status, 0, _encode([_shorten(message)]))
+
+    def disconnect(self, why: str) -> None:
+        """Closes the connection after what is queued has been sent."""
+        if self.ended is None:
+            self.ended = why
+        self.reactor.disconnect(self.number, flush=True)
+
+    def abort(self, why: str = "an internal error") -> None:
+        """Closes the connection at once."""
+        if self.ended is None:
+            self.ended = why
+        self.reactor.disconnect(self.number, flush=False)
+
+    def violated(self, what: str) -> None:
+        """The peer broke the protocol: it is told, and the connection closed."""
+        self.log.warning("%s: %s; the connection is closed", self, what)
+        self.send_goaway(Status.INVALID_ARGUMENT, what)
+        self.disconnect(what)
+
+    # ---- in: called by the reactor
+
+    def hello(self, header: bytes) -> None:
+        """The peer's hello; the core has seen to it that it comes first and once."""
+        try:
+            peer = decode_hello(header)
+        except ValueError as error:
+            self.violated(f"hello: {error}")
+            return
+        self.peer = peer
+        self._reference_from = min(COPY_BELOW, peer.map_from or COPY_BELOW, peer.chunk)
+        self.reactor.set_peer(self.number, peer.chunk, peer.map_from)
+        self.greeting()
+
+    def greeting(self) -> None:
+        """The peer's hello was understood."""
+
+    def request(self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview) -> None:
+        """A call. This end serves none."""
+        self.send_error(stream, Status.UNIMPLEMENTED, "this side serves no calls")
+
+    def response(self, stream: int, header: bytes, payload: bytes | memoryview) -> None:
+        """An answer. To no call of this end: too late, or nonsense, and nothing is lost by ignoring it."""
+
+    def error(self, stream: int, status: int, header: bytes) -> None:
+        """A call failed. See `response`."""
+
+    def cancel(self, stream: int) -> None:
+        """The caller does not want the answer any more."""
+
+    def refused(self, kind: int, stream: int, length: int) -> None:
+        """A payload of the peer was over the limit and is discarded; the stream of frames is intact."""
+
+    def ping_received(self, header: bytes) -> None:
+        """Answers."""
+        if len(header) > PING_LIMIT:
+            self.violated(f"a ping of {len(header)} bytes")
+        else:
+            self.send(PONG, 0, header=header)
+
+    def pong(self, header: bytes) -> None:
+        """The answer to a ping."""
+
+    def goaway_received(self, status: int, header: bytes) -> None:
+        """The peer takes no more calls."""
+
+    def sent(self, token: int) -> None:
+        """A referenced payload may be let go."""
+        pin = self.pins.pop(token, None)
+        if pin is not None and pin.then is not None:
+            self.reactor.pieces.append(pin.then)
+            self.reactor.wake()
+
+    def closed(self, reason: int, number: int) -> None:
+        """The connection is gone. The reactor's last word about it."""
+        self.pins.clear()
+        text, blamed = _ENDS.get(reason, ("closed", True))
+        if reason == lib.ZC_CLOSE_SYSTEM and number:
+            text = os.strerror(number)
+        if self.ended is None:
+            self.ended = text
+        self.log.log(logging.WARNING if blamed else logging.DEBUG, "%s: %s", self, text)
+
+    # ---- headers
+
+    def decode_error(self, status: int, header: bytes) -> ZcrpcError:
+        """The exception that an error frame or a goaway stands for."""
+        message: Any = ""
+        details: Any = None
+        if header:
+            try:
+                parts = self.reactor.codec.decode(header)
+            except HeaderError as error:
+                self.log.warning("%s: an error's header does not decode: %s", self, error)
+                parts = None
+            if type(parts) is list and parts:
+                message, details = parts[0], parts[1] if len(parts) > 1 else None
+        return from_status(status, message if type(message) is str else "", details)
+
+    def loss(self) -> Unavailable:
+        """What calls fail with when the connection is gone."""
+        return Unavailable(f"{self.name}: {self.ended or 'closed'}")
+
+
+def _shorten(message: str) -> str:
+    message = message if len(message) <= _MESSAGE_LIMIT else message[: _MESSAGE_LIMIT - 1] + "…"
+    return message.encode("utf-8", "replace").decode()  # lone surrogates cannot travel

@@ -1,0 +1,319 @@
+"""Drives one native reactor from an event loop.
+
+    reactor's fd readable
+      → one poll          everything that is ready is received and parsed, and comes back as a batch of events
+      → dispatch          each event goes to its connection; what that wants to send is appended to `pieces`
+      → one submit        all of it
+
+Whatever is sent outside a batch is submitted once per turn of the loop. Large payloads take another way, by reference:
+`send_referenced`.
+
+Nothing that goes wrong with one event keeps the others from being dispatched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from zcrpc._native import check, ffi, lib
+from zcrpc.codec import Codec
+from zcrpc.deadlines import Deadlines
+from zcrpc.wire import (
+    CANCEL,
+    ERROR,
+    EVENT,
+    EVENT_CLOSED,
+    EVENT_REFUSED,
+    EVENT_SENT,
+    GOAWAY,
+    HELLO,
+    PING,
+    PONG,
+    REQUEST,
+    RESPONSE,
+)
+
+if TYPE_CHECKING:
+    from zcrpc.connection import Connection
+
+_log = logging.getLogger("zcrpc.reactor")
+
+# Stalled connections are looked for this often when nothing else happens.
+_SWEEP_SECONDS: Final = 1.0
+
+_EVENT_SIZE: Final = EVENT.size
+_unpack_events: Final = EVENT.iter_unpack
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class ReactorOptions:
+    """struct zc_reactor_options; see native/net/reactor.h."""
+
+    threaded: bool
+    receive: int
+    place_from: int
+    map_from: int
+    header_limit: int
+    payload_limit: int
+    outbound_limit: int
+    stall_ms: int
+
+
+class Reactor:
+    """One native reactor in one event loop."""
+
+    __slots__ = (
+        "_batches",
+        "_handle",
+        "_next_token",
+        "_poll",
+        "_submit",
+        "_submit_scheduled",
+        "_sweeper",
+        "codec",
+        "connections",
+        "deadlines",
+        "loop",
+        "pieces",
+        "wake",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, regions: Any, options: ReactorOptions) -> None:
+        """regions: struct zc_map *."""
+        native = ffi.new("struct zc_reactor_options *")
+        native.threaded = options.threaded
+        native.receive = options.receive
+        native.place_from = options.place_from
+        native.map_from = max(options.map_from, options.place_from)
+        native.header_limit = options.header_limit
+        native.payload_limit = options.payload_limit
+        native.outbound_limit = options.outbound_limit
+        native.stall_ms = options.stall_ms
+        out = ffi.new("struct zc_reactor **")
+        check(lib.zc_reactor_create(regions, native, out), "creating a reactor")
+        self._handle = out[0]
+        self._poll = lib.zc_reactor_poll
+        self._submit = lib.zc_reactor_submit
+        self._batches = [self._batch(index) for index in range(lib.ZC_BATCHES)]
+        self._next_token = 0
+        self._submit_scheduled = False
+        self.loop = loop
+        self.codec = Codec()
+        self.deadlines = Deadlines(loop)
+        self.connections: dict[int, Connection] = {}
+        self.pieces: list[bytes | memoryview] = []  # records for zc_reactor_submit; append, then wake()
+        self.wake: Callable[[], None] = self._schedule_submit
+        loop.add_reader(lib.zc_reactor_fd(self._handle), self._turn)
+        self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+    def _batch(self, index: int) -> tuple[memoryview, Any] | None:
+        batch = lib.zc_reactor_batch(self._handle, index)
+        if batch == ffi.NULL:
+            return None
+        events = memoryview(ffi.buffer(batch.events, lib.ZC_BATCH_EVENTS * _EVENT_SIZE))
+        return events, ffi.buffer(batch.data, batch.capacity)
+
+    # ---- connections
+
+    def add(self, fd: int, connection: Connection, mapping: bool) -> int:
+        """Takes over a connected socket; its number from now on. On an error the fd is still the caller's."""
+        number = check(lib.zc_reactor_add(self._handle, fd, mapping), "adding a connection")
+        self.connections[number] = connection
+        return number
+
+    def set_peer(self, number: int, chunk: int, map_from: int) -> None:
+        """How the peer wants payloads to be sent."""
+        peer = ffi.new("struct zc_peer *", {"chunk": chunk, "map_from": map_from})
+        code = lib.zc_reactor_set_peer(self._handle, number, peer)
+        if code != -errno.ENOTCONN:
+            check(code, "setting what the peer asked for")
+
+    def disconnect(self, number: int, flush: bool) -> None:
+        """Closes a connection, having sent everything or at once. Its `closed` is called later in both cases."""
+        if flush:
+            self.flush()
+        lib.zc_reactor_disconnect(self._handle, number, flush)
+
+    # ---- out
+
+    def send_referenced(self, number: int, head: bytes, buffers: Sequence[bytes | memoryview]) -> tuple[int, Any]:
+        """Sends a frame whose payload is referenced, not copied. (0, None) if that is done; else a token, which `sent`
+        will be told, and what must be kept alive until then."""
+        pins = [ffi.from_buffer(buffer) for buffer in buffers if len(buffer)]
+        array = ffi.new("struct zc_buffer[]", [(pin, len(pin)) for pin in pins])
+        self._next_token = token = self._next_token + 1
+        code = lib.zc_reactor_send(self._handle, number, head, len(head), array, len(pins), token)
+        if code == 0:
+            return token, (pins, array)
+        if code < 0 and code != -errno.ENOTCONN:  # a connection that is gone is told by its CLOSED event
+            check(code, "sending a payload")
+        return 0, None
+
+    def flush(self) -> None:
+        """Submits what waits in `pieces`."""
+        pieces = self.pieces
+        if pieces:
+            records = b"".join(pieces)
+            pieces.clear()
+            code = self._submit(self._handle, records, len(records))
+            if code < 0:
+                _log.error("frames could not be submitted: errno %d", -code)
+
+    def _schedule_submit(self) -> None:
+        if not self._submit_scheduled:
+            self._submit_scheduled = True
+            self.loop.call_soon(self._submit_soon)
+
+    def _submit_soon(self) -> None:
+        self._submit_scheduled = False
+        if self._handle is not None:
+            self.flush()
+
+    # ---- in
+
+    def _turn(self) -> None:
+        code = self._poll(self._handle, 0)
+        if code > 0:
+            self._dispatch(code >> 32, code & 0xFFFFFFFF)
+        elif code < 0:
+            _log.critical("the reactor failed with errno %d; its connections are lost", -code)
+            self.close()
+
+    def _dispatch(self, index: int, count: int) -> None:
+        batch = self._batches[index]
+        assert batch is not None
+        events, data = batch
+        connections = self.connections
+        # Until the batch is done nobody needs to be woken to submit: that is done below.
+        scheduled, self._submit_scheduled = self._submit_scheduled, True
+        iterator = _unpack_events(events[: count * _EVENT_SIZE])
+        try:
+            for (
+                number,
+                payload,
+                payload_length,
+                lease,
+                aux,
+                stream,
+                header,
+                header_length,
+                deadline_ms,
+                method,
+                kind,
+                _,
+            ) in iterator:
+                connection = connections.get(number)
+                if connection is None:
+                    if lease:
+                        lib.zc_lease_release(ffi.cast("struct zc_lease *", lease))
+                    continue
+                try:
+                    if kind == REQUEST:
+                        connection.request(
+                            stream,
+                            method,
+                            deadline_ms,
+                            data[header : header + header_length],
+                            leased_view(lease, payload, payload_length)
+                            if lease
+                            else data[payload : payload + payload_length],
+                        )
+                    elif kind == RESPONSE:
+                        connection.response(
+                            stream,
+                            data[header : header + header_length],
+                            leased_view(lease, payload, payload_length)
+                            if lease
+                            else data[payload : payload + payload_length],
+                        )
+                    elif kind == EVENT_SENT:
+                        connection.sent(aux)
+                    elif kind == EVENT_CLOSED:
+                        del connections[number]
+                        connection.closed(method, aux)
+                    else:
+                        self._dispatch_other(
+                            connection, kind, stream, method, aux, payload_length, data[header : header + header_length]
+                        )
+                except Exception:
+                    _log.exception(
+                        "%s: an event of kind %d could not be dealt with; the connection is closed", connection, kind
+                    )
+                    connection.abort()
+        except BaseException:
+            for event in iterator:  # KeyboardInterrupt, SystemExit: the loop ends, but no lease may be lost
+                if event[3]:
+                    lib.zc_lease_release(ffi.cast("struct zc_lease *", event[3]))
+            raise
+        finally:
+            self._submit_scheduled = scheduled
+            if self._handle is not None:
+                self.flush()
+
+    def _dispatch_other(
+        self, connection: Connection, kind: int, stream: int, method: int, aux: int, payload_length: int, header: bytes
+    ) -> None:
+        if kind == ERROR:
+            connection.error(stream, method, header)
+        elif kind == CANCEL:
+            connection.cancel(stream)
+        elif kind == HELLO:
+            connection.hello(header)
+        elif kind == PING:
+            connection.ping_received(header)
+        elif kind == PONG:
+            connection.pong(header)
+        elif kind == GOAWAY:
+            connection.goaway_received(method, header)
+        elif kind == EVENT_REFUSED:
+            connection.refused(aux, stream, payload_length)
+
+    def _sweep(self) -> None:
+        self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep)
+        self._turn()
+
+    # ---- life
+
+    def stats(self) -> Any:
+        """struct zc_reactor_stats *, filled."""
+        stats = ffi.new("struct zc_reactor_stats *")
+        lib.zc_reactor_stats(self._handle, stats)
+        return stats
+
+    @property
+    def is_closed(self) -> bool:
+        return self._handle is None
+
+    def close(self) -> None:
+        """Closes every connection at once. Leases live on. Must not be called while a batch is dispatched, except by
+        `_turn`."""
+        if self._handle is None:
+            return
+        handle, self._handle = self._handle, None
+        if not self.loop.is_closed():
+            self.loop.remove_reader(lib.zc_reactor_fd(handle))
+        self._sweeper.cancel()
+        self.deadlines.close()
+        self.pieces.clear()
+        self._batches.clear()  # before the memory goes: nobody else has seen these views
+        lib.zc_reactor_destroy(handle)
+        connections = list(self.connections.values())
+        self.connections.clear()
+        for connection in connections:
+            try:
+                connection.closed(lib.ZC_CLOSE_LOCAL, 0)
+            except Exception:
+                _log.exception("%s: could not be told that it is closed", connection)
+
+
+def leased_view(lease: int, address: int, length: int) -> memoryview:
+    """A payload in a region as a read-only view. When the last view of it dies, in whatever thread, the lease is
+    released; that may be after connection, server and loop are gone."""
+    release, holder = lib.zc_lease_release, ffi.cast("struct zc_lease *", lease)
+    pointer = ffi.gc(ffi.cast("unsigned char *", address), lambda _: release(holder))
+    return memoryview(ffi.buffer(pointer, length)).toreadonly()

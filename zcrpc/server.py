@@ -1,0 +1,634 @@
+"""The server: listens, dispatches calls to handlers, and goes away in good order.
+
+A call's way is short and all in one place, `ServerConnection.request`: decode, bind, run the handler's first step,
+encode, append. Only a handler that suspends is given a `Call`, which the tables of its connection know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+from collections.abc import Callable, Generator
+from types import CoroutineType, TracebackType
+from typing import Any, Final
+
+from zcrpc import calibration
+from zcrpc._native import lib
+from zcrpc.address import Address, parse
+from zcrpc.calibration import Receive
+from zcrpc.codec import HeaderError
+from zcrpc.connection import Connection
+from zcrpc.eager import Runner, Suspended
+from zcrpc.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Status, ZcrpcError, failure
+from zcrpc.reactor import Reactor, ReactorOptions
+from zcrpc.regions import RegionMap
+from zcrpc.service import Plan, Service, plans
+from zcrpc.stats import Stats, collect
+from zcrpc.wire import REQUEST, RESPONSE, Hello, Limits
+
+_log = logging.getLogger("zcrpc.server")
+
+# Accepted per wake-up, so that a flood of connections does not starve those that are there.
+_ACCEPT_AT_ONCE: Final = 64
+# After this long without a free file descriptor it is tried again.
+_ACCEPT_PAUSE_SECONDS: Final = 0.5
+# Connections beyond the limit are told so, then closed; if more than this many are being told, the next are just
+# closed.
+_REFUSALS_AT_ONCE: Final = 256
+# How long handlers may take to clean up when they were cancelled at the end of the grace period.
+_CLEANUP_SECONDS: Final = 1.0
+# How long peers may take to read the last replies and close their side. The core itself lets go of those that do not
+# after 1 s.
+_FAREWELL_SECONDS: Final = 1.5
+
+_Handlers = list[tuple[Plan, Callable[..., Any]] | None]
+
+
+class Call:
+    """A call whose handler has suspended."""
+
+    __slots__ = ("answered", "connection", "plan", "stream", "suspended", "tick")
+
+    def __init__(self, connection: ServerConnection, stream: int, plan: Plan, suspended: Suspended) -> None:
+        self.connection = connection
+        self.stream = stream
+        self.plan = plan
+        self.suspended = suspended
+        self.tick = 0
+        self.answered = False
+
+    def expire(self) -> None:
+        """Its deadline has passed: answered at once, whatever the handler makes of being cancelled."""
+        self.tick = 0
+        self.stop()
+        self.connection.fail(
+            self.stream, Status.DEADLINE_EXCEEDED, f"{self.plan.name}: the deadline passed before it was done"
+        )
+
+    def stop(self) -> None:
+        """Cancels the handler; nobody waits for its answer any more."""
+        self.answered = True
+        self.connection.calls.pop(self.stream, None)
+        self.suspended.cancel()
+
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        """The handler is done."""
+        connection = self.connection
+        connection.running -= 1
+        if self.tick:
+            connection.reactor.deadlines.discard(self.tick, self)
+        if not self.answered:
+            connection.calls.pop(self.stream, None)
+            if error is None:
+                connection.reply(self.stream, self.plan, result)
+            else:
+                connection.fail_with(self.stream, self.plan, error)
+        connection.server.call_done()
+
+
+class ServerConnection(Connection):
+    """The serving end of a connection."""
+
+    __slots__ = ("admitted", "calls", "handlers", "running", "server", "start", "tick")
+
+    def __init__(self, server: Server, reactor: Reactor, fd: int, mapping: bool, hello: Hello, name: str) -> None:
+        self.server = server
+        self.handlers = server.handlers
+        self.start = server.runner.start
+        self.calls: dict[int, Call] = {}  # those that wait for an answer
+        self.running = 0  # handlers that have suspended, those included that nobody waits for
+        self.admitted = True
+        super().__init__(reactor, fd, mapping, hello, name, _log)
+        self.tick = reactor.deadlines.add(server.hello_timeout, self)
+
+    def expire(self) -> None:
+        """No hello came in time."""
+        self.tick = 0
+        self.log.warning("%s: no hello within %g s", self, self.server.hello_timeout)
+        self.abort("no hello")
+
+    def greeting(self) -> None:
+        self.reactor.deadlines.discard(self.tick, self)
+        self.tick = 0
+        if not self.admitted:
+            self.disconnect("too many connections")
+
+    def refuse(self) -> None:
+        """There are too many connections: says so, and closes when the peer's hello is there, lest unread input destroy
+        the message."""
+        self.admitted = False
+        self.send_goaway(
+            Status.RESOURCE_EXHAUSTED, f"the server has {self.server.max_connections} connections, its limit"
+        )
+
+    # ---- calls
+
+    def request(self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview) -> None:
+        server = self.server
+        server.requests += 1
+        handlers = self.handlers
+        served = handlers[method] if method < len(handlers) else None
+        if served is None:
+            self.fail(stream, Status.UNIMPLEMENTED, f"there is no method {method}")
+            return
+        plan, handler = served
+        if self.running or server.closing or not self.admitted or not stream:
+            if stream in self.calls or not stream:
+                self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
+                return
+            why = self._why_not()
+            if why is not None:
+                self.fail(stream, *why)
+                return
+        try:
+            if not header:
+                result = handler(*plan.bind([], self.reactor.codec))
+            else:
+                codec = self.reactor.codec
+                call = codec.decode(header, payload, plan.views)
+                if type(call) is not list or not call or type(call[0]) is not list:
+                    raise InvalidArgument(
+                        f"{plan.name}(): the header of a request is [arguments] or [arguments, keywords]"
+                    )
+                if len(call) > 1 and call[1]:
+                    if type(call[1]) is not dict:
+                        raise InvalidArgument(f"{plan.name}(): keywords are a map")
+                    arguments, keywords = plan.bind_named(call[0], call[1], codec)
+                    result = handler(*arguments, **keywords)
+                else:
+                    result = handler(*plan.bind(call[0], codec))
+            if type(result) is CoroutineType:
+                result = self.start(result)
+                if isinstance(result, Suspended):
+                    self._suspend(stream, plan, result, deadline_ms)
+                    return
+        except HeaderError as error:
+            self.fail(stream, Status.INVALID_ARGUMENT, f"{plan.name}(): {error}")
+        except (Exception, asyncio.CancelledError) as error:
+            self.fail_with(stream, plan, error)
+        else:
+            self.reply(stream, plan, result)
+
+    def _why_not(self) -> tuple[Status, str] | None:
+        """Why a call is not served now."""
+        limit = self.server.max_in_flight
+        if len(self.calls) >= limit or self.running >= 2 * limit:
+            return Status.RESOURCE_EXHAUSTED, f"{limit} calls are in flight on this connection, its limit"
+        if self.server.closing:
+            return Status.UNAVAILABLE, "the server is going away"
+        if not self.admitted:
+            return Status.RESOURCE_EXHAUSTED, "the server has too many connections"
+        return None
+
+    def _suspend(self, stream: int, plan: Plan, suspended: Suspended, deadline_ms: int) -> None:
+        call = Call(self, stream, plan, suspended)
+        suspended.then(call.finish)
+        self.calls[stream] = call
+        self.running += 1
+        self.server.calls += 1
+        if deadline_ms:
+            call.tick = self.reactor.deadlines.add(deadline_ms / 1000, call)
+
+    def reply(self, stream: int, plan: Plan, result: Any) -> None:
+        """Ends a call with its result."""
+        try:
+            header, buffers, length = self.reactor.codec.encode_result(result)
+            limits = self.peer.limits
+            if len(header) > limits.header or length > limits.payload:
+                self.check_size(header, length, f"the result of {plan.name}()")
+            self.send(RESPONSE, stream, 0, 0, header, buffers, length)
+        except ResourceExhausted as error:
+            self.fail(stream, error.status, error.message)
+        except (TypeError, ValueError) as error:
+            _log.error("%s: the result of %s() cannot be sent: %s", self, plan.name, error)
+            self.fail(stream, Status.INTERNAL, f"the result of {plan.name}() cannot be sent: {error}")
+
+    def fail_with(self, stream: int, plan: Plan, error: BaseException) -> None:
+        """Ends a call with what its handler raised."""
+        if isinstance(error, asyncio.CancelledError):
+            self.fail(stream, Status.CANCELLED, f"{plan.name}() was cancelled by the server")
+            return
+        if not isinstance(error, ZcrpcError):
+            _log.error("%s: %s() raised %s", self, plan.name, type(error).__name__, exc_info=error)
+        self.fail(stream, *failure(error))
+
+    def fail(self, stream: int, status: Status, message: str, details: Any = None) -> None:
+        """Ends a call with a status."""
+        self.server.errors += 1
+        self.send_error(stream, status, message, details)
+
+    def cancel(self, stream: int) -> None:
+        call = self.calls.get(stream)
+        if call is not None:
+            call.stop()
+
+    def refused(self, kind: int, stream: int, length: int) -> None:
+        if kind == REQUEST:
+            self.server.requests += 1
+            limit = self.server.max_message
+            self.fail(
+                stream,
+                Status.RESOURCE_EXHAUSTED,
+                f"a payload of {length} bytes is more than the {limit} that this server takes",
+            )
+
+    # ---- end
+
+    def closed(self, reason: int, number: int) -> None:
+        super().closed(reason, number)
+        if self.tick:
+            self.reactor.deadlines.discard(self.tick, self)
+        for call in list(self.calls.values()):
+            call.stop()
+        self.server.connection_closed(self)
+
+
+class _Listener:
+    """One listening socket."""
+
+    def __init__(self, server: Server, sock: socket.socket, address: Address, mapping: int) -> None:
+        self.server = server
+        self.sock = sock
+        self.address = address
+        self.mapping = mapping  # bytes from which on this listener's connections ask for whole pages; 0: never
+        self.loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+        self.hello = server.hello_for(mapping)
+        self.loop.add_reader(sock.fileno(), self.accept)
+
+    def accept(self) -> None:
+        for _ in range(_ACCEPT_AT_ONCE):
+            try:
+                accepted, peer = self.sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                _log.error("%s: cannot accept, trying again in %g s: %s", self.address, _ACCEPT_PAUSE_SECONDS, error)
+                self.loop.remove_reader(self.sock.fileno())
+                self._pause = self.loop.call_later(_ACCEPT_PAUSE_SECONDS, self.resume)
+                return
+            self.server.accepted(self, accepted, peer)
+
+    def resume(self) -> None:
+        self._pause = None
+        self.loop.add_reader(self.sock.fileno(), self.accept)
+
+    def close(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+        if self.sock.fileno() >= 0:
+            self.loop.remove_reader(self.sock.fileno())
+            self.sock.close()
+            if self.address.is_unix:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.address.path)
+
+
+class Listening:
+    """What `Server.listen` returns: an async context manager that yields the bound address, and can also be awaited for
+    it."""
+
+    def __init__(self, server: Server, address: str, backlog: int) -> None:
+        self._server = server
+        self._address = parse(address)
+        self._backlog = backlog
+        self._listener: _Listener | None = None
+
+    def __await__(self) -> Generator[Any, None, str]:
+        return self.__aenter__().__await__()
+
+    async def __aenter__(self) -> str:
+        if self._listener is not None:
+            raise FailedPrecondition("listening already")
+        self._listener = await self._server._open(self._address, self._backlog)
+        return str(self._listener.address)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._listener is not None
+        self._server._stop_listening(self._listener)
+        if not self._server._listeners:
+            await (self._server.close() if kind is None else self._server.close(grace=0))
+
+
+class Server:
+    """Serves the methods of services.
+
+    locks: the lock strategy of the region map; see `zcrpc.locks.names()`.
+    receive: "zerocopy" maps payloads, "copy" copies them, "auto" does what is cheaper on this host. Unix sockets always
+        copy.
+    receive_threads: native threads that receive off the GIL; 0: in the event loop, which suits all but large payloads.
+    budget: bytes of memory for received payloads that are still in use. When they are used up, connections are not read
+        until some are free again; nothing fails. A payload that could never fit is refused.
+    retain: bytes of that kept warm for the next payloads when they are free.
+    max_message: bytes of buffers in one call at most; more is RESOURCE_EXHAUSTED.
+    max_header: bytes of everything else in one call at most, up to 131072.
+    max_in_flight: calls of one connection whose handlers wait; more is RESOURCE_EXHAUSTED.
+    max_connections: more are told so and closed.
+    place_from: buffers of at least so many bytes in all are placed in a region, at most 65536; less is copied to
+        `bytes` at once.
+    map_from: buffers of at least so many bytes are mapped, if mapping is chosen at all.
+    max_unread: bytes of replies waiting for a peer that does not read, from which on it is not read either.
+    stall_timeout: seconds after which a peer is dropped that stops in the middle of a frame, or does not read what
+        waits for it.
+    hello_timeout: seconds that a new connection has to introduce itself.
+
+    Large results are sent by reference: a buffer of 16 KiB or more that a handler returns must not change until it has
+    been sent.
+    """
+
+    def __init__(
+        self,
+        *services: Service,
+        locks: str = "per-region",
+        receive: Receive = "auto",
+        receive_threads: int = 0,
+        budget: int = 1 << 30,
+        retain: int = 16 << 20,
+        max_message: int = 1 << 30,
+        max_header: int = 64 << 10,
+        max_in_flight: int = 1024,
+        max_connections: int = 10_000,
+        place_from: int = 32 << 10,
+        map_from: int = 64 << 10,
+        max_unread: int = 1 << 20,
+        stall_timeout: float = 30.0,
+        hello_timeout: float = 10.0,
+    ) -> None:
+        calibration.validate(receive)
+        for name, value in (
+            ("max_in_flight", max_in_flight),
+            ("max_connections", max_connections),
+            ("map_from", map_from),
+        ):
+            if value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        if receive_threads < 0:
+            raise ValueError(f"receive_threads={receive_threads}: must not be negative")
+        self.handlers, self.methods = _table(services)
+        self.max_connections = max_connections
+        self.max_in_flight = max_in_flight
+        self.max_message = min(max_message, budget)
+        self.hello_timeout = hello_timeout
+        self._map_from = map_from
+        self._receive: Receive = receive
+        self._threads = receive_threads
+        self._limits = Limits(header=max_header, payload=self.max_message, in_flight=max_in_flight)
+        self._options = ReactorOptions(
+            threaded=receive_threads > 0,
+            receive=calibration.MODES[receive],
+            place_from=min(place_from, map_from),
+            map_from=map_from,
+            header_limit=max_header,
+            payload_limit=self.max_message,
+            outbound_limit=max_unread,
+            stall_ms=max(1, round(stall_timeout * 1000)),
+        )
+        self.regions = RegionMap(locks=locks, budget=budget, retain=retain)
+        self.runner: Runner  # set with the loop, when listening begins
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._reactors: list[Reactor] = []
+        self._listeners: list[_Listener] = []
+        self._connections: set[ServerConnection] = set()
+        self._quiet = asyncio.Event()  # nothing is in flight, and all are gone, when closing
+        self._closed = asyncio.Event()
+        self._last: Stats | None = None
+        self.closing = False
+        self.requests = self.errors = self.refused = 0
+        self.calls = 0  # handlers that have suspended, in all connections
+        self._refusals = 0
+
+    # ---- listening
+
+    def listen(self, address: str, *, backlog: int = 1024) -> Listening:
+        """Listens on tcp://host:port (port 0: any free one) or unix://path.
+
+            async with server.listen("tcp://127.0.0.1:0") as address: ...
+
+        The address is the one that was bound. Leaving the context of a server's last listener closes the server, with
+        the default grace. Can be awaited instead; then close the server yourself. Raises OSError if the address cannot
+        be had.
+        """
+        return Listening(self, address, backlog)
+
+    async def serve_forever(self) -> None:
+        """Returns when the server has been closed."""
+        await self._closed.wait()
+
+    def hello_for(self, map_from: int) -> Hello:
+        """What connections are greeted with that receive by mapping from so many bytes on (0: do not)."""
+        return Hello(limits=self._limits, chunk=lib.ZC_CHUNK_BYTES, map_from=map_from, methods=self.methods)
+
+    async def _open(self, address: Address, backlog: int) -> _Listener:
+        if self.closing:
+            raise FailedPrecondition("the server is closed")
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and self._loop is not loop:
+            raise FailedPrecondition("the server belongs to another event loop")
+        map_from = 0 if address.is_unix else await calibration.mapped_from(self._receive, self._map_from)
+        sock, bound = _bind_unix(address) if address.is_unix else await _bind_tcp(loop, address)
+        try:
+            sock.listen(backlog)
+            self._start(loop)
+            listener = _Listener(self, sock, bound, map_from)
+        except BaseException:
+            sock.close()
+            raise
+        self._listeners.append(listener)
+        _log.info("listening on %s", bound)
+        return listener
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._reactors:
+            return
+        self._loop = loop
+        self.runner = Runner(loop)
+        for _ in range(max(1, self._threads)):
+            self._reactors.append(Reactor(loop, self.regions.handle, self._options))
+
+    def _stop_listening(self, listener: _Listener) -> None:
+        listener.close()
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
+    # ---- connections
+
+    def accepted(self, listener: _Listener, sock: socket.socket, peer: Any) -> None:
+        """A new connection: goes to the reactor that has the fewest."""
+        name = (
+            f"{listener.address} ← {peer[0]}:{peer[1]}"
+            if isinstance(peer, tuple)
+            else f"{listener.address} ← fd {sock.fileno()}"
+        )
+        admitted = len(self._connections) - self._refusals < self.max_connections
+        if not admitted:
+            self.refused += 1
+            _log.warning("%s: refused, there are %d connections", name, self.max_connections)
+            if self._refusals >= _REFUSALS_AT_ONCE:
+                sock.close()
+                return
+        reactor = min(self._reactors, key=lambda reactor: len(reactor.connections))
+        fd = sock.fileno()
+        try:
+            connection = ServerConnection(self, reactor, fd, listener.mapping > 0, listener.hello, name)
+        except Exception:
+            _log.exception("%s: could not be taken over", name)
+            sock.close()
+            return
+        sock.detach()
+        self._connections.add(connection)
+        if not admitted:
+            self._refusals += 1
+            connection.refuse()
+
+    def connection_closed(self, connection: ServerConnection) -> None:
+        """Its last word."""
+        self._connections.discard(connection)
+        if not connection.admitted:
+            self._refusals -= 1
+        self._note_quiet()
+
+    def call_done(self) -> None:
+        """A suspended handler has ended."""
+        self.calls -= 1
+        self._note_quiet()
+
+    def _note_quiet(self) -> None:
+        if self.closing:
+            self._quiet.set()
+
+    # ---- life
+
+    def stats(self) -> Stats:
+        """Counters and gauges. After `close`, those of its end, but for the memory that leases still hold."""
+        if self._last is not None:
+            return self._last
+        return collect(
+            [reactor.stats() for reactor in self._reactors if not reactor.is_closed],
+            self.regions,
+            connections=len(self._connections),
+            requests=self.requests,
+            errors=self.errors,
+            calls=self.calls,
+            refused=self.refused,
+        )
+
+    async def close(self, grace: float = 5.0) -> None:
+        """Goes away: listens no more, asks for no new calls and refuses them with UNAVAILABLE, lets those in flight
+        finish for `grace` seconds, cancels the others, sends what is to be sent, closes the connections. Payloads that
+        somebody holds stay valid."""
+        if self.closing:
+            await self._closed.wait()
+            return
+        self.closing = True
+        for listener in list(self._listeners):
+            self._stop_listening(listener)
+        for connection in self._connections:
+            connection.send_goaway(Status.UNAVAILABLE, "the server is going away")
+        try:
+            await self._until(lambda: not self.calls, grace)
+            for connection in list(self._connections):
+                for call in list(connection.calls.values()):
+                    call.stop()
+                    connection.fail(
+                        call.stream, Status.UNAVAILABLE, f"{call.plan.name}() was cancelled: the server has gone away"
+                    )
+            await self._until(lambda: not self.calls, _CLEANUP_SECONDS)
+            for connection in list(self._connections):
+                connection.disconnect("the server is going away")
+            await self._until(lambda: not self._connections, _FAREWELL_SECONDS)
+            await asyncio.sleep(0)  # whoever called us may be a handler, inside a batch
+        finally:
+            self._end()
+
+    async def _until(self, done: Callable[[], bool], seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                while not done():
+                    self._quiet.clear()
+                    await self._quiet.wait()
+        except TimeoutError:
+            pass
+
+    def _end(self) -> None:
+        self._last = self.stats()
+        for reactor in self._reactors:
+            reactor.close()
+        if self._reactors:
+            self.runner.close()
+        self.regions.close()
+        self._closed.set()
+
+
+def _table(services: tuple[Service, ...]) -> tuple[_Handlers, dict[str, int]]:
+    """Handlers by number, and numbers by name. Numbers begin with 1."""
+    handlers: _Handlers = [None]
+    numbers: dict[str, int] = {}
+    for service in services:
+        if isinstance(service, type) and issubclass(service, Service):
+            raise TypeError(f"{service.__name__} is a class; serve an object of it: Server({service.__name__}())")
+        if not isinstance(service, Service):
+            raise TypeError(f"{service!r} is no zcrpc.Service")
+        found = plans(type(service))
+        if not found:
+            raise TypeError(f"{type(service).__name__} has no @method")
+        for plan in found.values():
+            if plan.name in numbers:
+                raise ValueError(f"two services have a method {plan.name}")
+            numbers[plan.name] = len(handlers)
+            handlers.append((plan, getattr(service, plan.attribute)))
+    return handlers, numbers
+
+
+def _bind_unix(address: Address) -> tuple[socket.socket, Address]:
+    """A path that is left over from a server that is gone is taken over; one that is in use is not."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        try:
+            sock.bind(address.path)
+        except OSError as error:
+            if (
+                error.errno != errno.EADDRINUSE
+                or not stat.S_ISSOCK(os.stat(address.path).st_mode)
+                or _answers(address.path)
+            ):
+                raise
+            os.unlink(address.path)
+            sock.bind(address.path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock, address
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True
+
+
+async def _bind_tcp(loop: asyncio.AbstractEventLoop, address: Address) -> tuple[socket.socket, Address]:
+    family, kind, protocol, _, where = (
+        await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    )[0]
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(where)
+        return sock, Address(host=str(where[0]), port=sock.getsockname()[1])
+    except BaseException:
+        sock.close()
+        raise

@@ -1,0 +1,107 @@
+"""What a server or a client has done so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from zcrpc._native import lib
+from zcrpc.regions import LockCounters, RegionMap
+
+# enum zc_fallback: why a payload that lies in a region was not mapped.
+_REASONS: Final[dict[str, int]] = {
+    "policy": lib.ZC_FALLBACK_POLICY,
+    "unsupported": lib.ZC_FALLBACK_UNSUPPORTED,
+    "unpadded": lib.ZC_FALLBACK_UNPADDED,
+    "small": lib.ZC_FALLBACK_SMALL,
+    "cheaper": lib.ZC_FALLBACK_CHEAPER,
+    "unmappable": lib.ZC_FALLBACK_UNMAPPABLE,
+}
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Stats:
+    """Counters since the start, and gauges of this moment. Bytes are bytes.
+
+    `requests`: calls received (of a client: made). `errors`: of these, answered with a status other than OK. `calls`:
+    in flight now. `refused`: connections beyond the limit. `fallbacks`: payloads that lie in a region and were not
+    mapped, by reason: policy ("copy", or "auto" decided so for the socket), unsupported, unpadded (the sender did not
+    send whole pages), small, cheaper ("auto" decided so for the size), unmappable. `paused`: connections that are not
+    read now, for want of memory or because their peer does not read.
+    """
+
+    connections: int
+    requests: int
+    errors: int
+    calls: int
+    refused: int
+    payload_bytes_mapped: int
+    payload_bytes_copied: int
+    mapped_percent: float
+    fallbacks: dict[str, int]
+    frames_in: int
+    frames_out: int
+    bytes_in: int
+    bytes_out: int
+    outbound_bytes: int
+    paused: int
+    sends_zerocopy: int
+    sends_zerocopy_copied: int
+    regions: int
+    arena_bytes: int
+    idle_bytes: int
+    leases: int
+    leased_bytes: int
+    recycles: int
+    budget_refusals: int
+    lock: LockCounters
+
+
+_SUMMED: Final = (
+    "payload_bytes_mapped",
+    "payload_bytes_copied",
+    "frames_in",
+    "frames_out",
+    "bytes_in",
+    "bytes_out",
+    "outbound_bytes",
+    "paused",
+    "sends_zerocopy",
+    "sends_zerocopy_copied",
+)
+
+
+def collect(
+    reactors: Iterable[Any],
+    regions: RegionMap,
+    *,
+    connections: int,
+    requests: int,
+    errors: int,
+    calls: int,
+    refused: int,
+) -> Stats:
+    """Sums struct zc_reactor_stats of several reactors on one region map."""
+    reactors = list(reactors)
+    sums = {name: sum(getattr(each, name) for each in reactors) for name in _SUMMED}
+    memory = regions.stats()
+    mapped, copied = sums["payload_bytes_mapped"], sums["payload_bytes_copied"]
+    return Stats(
+        connections=connections,
+        requests=requests,
+        errors=errors,
+        calls=calls,
+        refused=refused,
+        mapped_percent=100.0 * mapped / (mapped + copied) if mapped + copied else 0.0,
+        fallbacks={name: sum(each.fallbacks[index] for each in reactors) for name, index in _REASONS.items()},
+        regions=memory.regions,
+        arena_bytes=memory.arena_bytes,
+        idle_bytes=memory.idle_bytes,
+        leases=memory.leases,
+        leased_bytes=memory.leased_bytes,
+        recycles=memory.recycles,
+        budget_refusals=memory.budget_refusals,
+        lock=memory.lock,
+        **sums,
+    )
