@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import click
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from zcrpc.calibration import Receive
 from zcrpc.lab import report
+from zcrpc.lab import upload as uploads
 from zcrpc.lab.processes import ChildFailed
 from zcrpc.lab.seed import Experiment, Round, run
 
@@ -66,6 +69,32 @@ def seed(json_path: Path | None, locks: str, rounds: int | None, **settings: Any
     sys.exit(status)
 
 
+@lab.command()
+@click.option("--payload", default=16 << 20, show_default=True, help="Bytes in each upload.")
+@click.option("--seconds", default=2.0, show_default=True, help="Measured for each way of receiving.")
+@click.option("--receive", default="zerocopy,copy,auto", show_default=True, help="Ways of receiving, separated by commas.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to this file.")
+def upload(payload: int, seconds: float, receive: str, json_path: Path | None) -> None:
+    """Upload to a real server from a real client, both in Python: how fast, and how much of it was mapped?"""
+    ways = _ways(receive)
+    if not 1 <= payload <= 1 << 30 or not 0 < seconds <= 3600:
+        raise click.UsageError("payload must be 1 byte to 1 GiB, seconds more than 0 and at most 3600")
+    if json_path is not None:
+        _write(json_path, [])
+    done = [uploads.run(way, payload, seconds) for way in ways]
+    if json_path is not None:
+        _write(json_path, done)
+    Console().print(report.upload_table(done))
+
+
+def _ways(receive: str) -> list[Receive]:
+    ways = [name.strip() for name in receive.split(",") if name.strip()]
+    unknown = [name for name in ways if name not in get_args(Receive)]
+    if unknown or not ways:
+        raise click.UsageError(f"no such way of receiving: {', '.join(unknown) or 'none'}; there are {', '.join(get_args(Receive))}")
+    return cast("list[Receive]", ways)
+
+
 def _experiment(locks: str, rounds: int | None, **settings: Any) -> Experiment:
     interval, hold = settings.pop("writer_interval_us"), settings.pop("writer_hold_us")
     if (interval is None) != (hold is None) and interval != 0:
@@ -96,9 +125,9 @@ def _measure(experiment: Experiment, done: list[Round]) -> None:
             progress.update(task, advance=1, description=f"{each.scenario}, {each.strategy}: {each.requests_per_second:,.0f} requests/s")
 
 
-def _write(path: Path, rounds: list[Round]) -> None:
+def _write(path: Path, rows: Sequence[object]) -> None:
     try:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(rounds), indent=2) + b"\n")
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=2) + b"\n")
     except OSError as error:
         raise click.UsageError(f"cannot write {path}: {error.strerror}") from None
 

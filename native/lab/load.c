@@ -94,7 +94,6 @@ static int measure_segment(struct load *load, int fd) {
 static int open_connection(struct load *load, struct load_connection *connection) {
     uint32_t in_flight = load->options->in_flight;
     connection->sending = connection->bulk_slot = LOAD_NONE;
-    connection->reply.same = true;
     connection->reply.step = load->options->protocol == ZC_LOAD_ZCRPC ? LOAD_PREFACE : LOAD_HEAD;
     connection->slots = calloc(in_flight, sizeof *connection->slots);
     connection->queue = calloc(in_flight, sizeof *connection->queue);

@@ -54,6 +54,7 @@ struct load_connection {
     uint32_t bulk_slot;     /* whose chunked reply is under way, or LOAD_NONE */
     uint64_t bulk_expected; /* bytes of its payload */
     uint64_t bulk_received;
+    bool bulk_same;
 };
 
 struct load {
@@ -67,7 +68,7 @@ struct load {
     unsigned char *heads;
     struct load_connection *connections;
     uint32_t open;
-    size_t segment; /* bytes of whole pages that fit a segment of these connections */
+    size_t segment;             /* bytes of whole pages that fit a segment of these connections */
     uint64_t issued, completed; /* requests ever queued, ever answered */
     unsigned char *scratch;     /* LOAD_SCRATCH bytes that every receive goes to */
     struct zc_load_result result;

@@ -32,11 +32,11 @@ static bool sum_matches(const struct load *load, const struct load_slot *slot, c
     return le64toh(sum) == load->sums[slot->variant];
 }
 
-static bool verified(const struct load *load, struct load_connection *connection, uint32_t slot, uint64_t payload_length) {
+static bool verified(const struct load *load, const struct load_connection *connection, uint32_t slot, uint64_t payload_length, bool same) {
     const struct load_reply *reply = &connection->reply;
     switch (load->options->verify) {
     case ZC_LOAD_VERIFY_ECHO:
-        return reply->same && payload_length == load->options->payload;
+        return same && payload_length == load->options->payload;
     case ZC_LOAD_VERIFY_SUM: {
         uint64_t length = load->options->protocol == ZC_LOAD_RAW ? payload_length : reply->frame.header_length;
         return length >= 8 && length <= LOAD_REPLY_KEPT && sum_matches(load, &connection->slots[slot], reply->header + length - 8);
@@ -60,18 +60,17 @@ static int frame_ends(struct load *load, struct load_connection *connection) {
             connection->bulk_slot = slot;
             connection->bulk_expected = frame->payload_length;
             connection->bulk_received = reply->stretch;
+            connection->bulk_same = reply->same;
             return 0;
         }
-        load_complete(load, connection, slot, failed, !failed && !verified(load, connection, slot, frame->payload_length));
-        reply->same = true;
+        load_complete(load, connection, slot, failed, !failed && !verified(load, connection, slot, frame->payload_length, reply->same));
     } else if (frame->kind == ZC_CHUNK) {
         connection->bulk_received += reply->stretch;
         if (connection->bulk_received < connection->bulk_expected)
             return 0;
         load_complete(load, connection, connection->bulk_slot, false,
-                      !verified(load, connection, connection->bulk_slot, connection->bulk_received));
+                      !verified(load, connection, connection->bulk_slot, connection->bulk_received, connection->bulk_same));
         connection->bulk_slot = LOAD_NONE;
-        reply->same = true;
     }
     return 0; /* hello, ping, pong, goaway: nothing to a load generator; a server that says goodbye closes next */
 }
@@ -83,6 +82,7 @@ static int head_ends(const struct load *load, struct load_connection *connection
         uint64_t length;
         memcpy(&length, reply->head, sizeof length);
         *frame = (struct zc_frame){.kind = ZC_RESPONSE, .payload_length = le64toh(length)};
+        reply->same = true;
         reply->stretch = frame->payload_length;
         next_step(reply, LOAD_PAYLOAD);
         return 0;
@@ -94,6 +94,7 @@ static int head_ends(const struct load *load, struct load_connection *connection
         return -EPROTO;
     uint64_t chunk = load->options->chunk;
     reply->stretch = frame->payload_length < chunk ? frame->payload_length : chunk;
+    reply->same = true;
     next_step(reply, LOAD_HEADER);
     return 0;
 }
@@ -105,14 +106,14 @@ static void compare(const struct load *load, struct load_connection *connection,
         uint64_t room = LOAD_REPLY_KEPT - reply->done;
         memcpy(reply->header + reply->done, bytes, length < room ? length : room);
     }
-    if (load->options->verify != ZC_LOAD_VERIFY_ECHO)
+    if (load->options->verify != ZC_LOAD_VERIFY_ECHO || length == 0)
         return;
     bool chunk = reply->frame.kind == ZC_CHUNK;
     uint32_t slot = chunk ? connection->bulk_slot : slot_of(load, connection);
     uint64_t at = reply->done + (chunk ? connection->bulk_received : 0);
     if (slot == LOAD_NONE || at + length > load->options->payload ||
         memcmp(load_payload(load, &connection->slots[slot]) + at, bytes, length) != 0)
-        reply->same = false;
+        *(chunk ? &connection->bulk_same : &reply->same) = false;
 }
 
 static size_t take_payload(const struct load *load, struct load_connection *connection, const unsigned char *bytes, size_t length) {

@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from dataclasses import dataclass
 from typing import Literal
 
+from zcrpc import wire
 from zcrpc._native import check, ffi, lib
 from zcrpc.lab.processes import Child, serve
 from zcrpc.lab.results import Latency, from_struct
+from zcrpc.wire import Hello, Limits
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -109,6 +113,24 @@ def generate(load: Load) -> LoadResult:
     result = ffi.new("struct zc_load_result *")
     check(lib.zc_load_run(options, result), "generating load")
     return from_struct(LoadResult, result)
+
+
+def reference(payload: int) -> bytes:
+    """The header of a request whose one argument is its payload, as `zcrpc.codec` writes it: [[extension 2: offset 0, length]]."""
+    return b"\x91\x91\xd8\x02" + struct.pack("<QQ", 0, payload)
+
+
+def hello_of(port: int) -> Hello:
+    """What a server says of itself: its methods' numbers, from which size on it wants whole pages. Raises `OSError`, `ValueError`."""
+    frame = wire.encode_frame(wire.HELLO, wire.encode_hello(Hello(limits=Limits(header=4096, payload=0, in_flight=1), chunk=1 << 20)))
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock, sock.makefile("rb") as stream:
+        sock.sendall(wire.PREFACE + frame)
+        if stream.read(len(wire.PREFACE)) != wire.PREFACE:
+            raise ValueError("the server does not speak zcrpc, or another version of it")
+        kind, _, _, _, length, _, _ = wire.FRAME.unpack(stream.read(wire.FRAME.size))
+        if kind != wire.HELLO:
+            raise ValueError(f"the server began with a frame of kind {kind}")
+        return wire.decode_hello(stream.read(length))
 
 
 def start(load: Load) -> Child:

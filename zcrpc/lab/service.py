@@ -1,0 +1,149 @@
+"""A real server with Python handlers, in a process of its own.
+
+    python -m zcrpc.lab.service     takes `ServiceOptions` as JSON, gives `Ready`, then a `Snapshot` for each line that it hears; ends when
+                                    its standard input does
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from dataclasses import dataclass, field
+from types import TracebackType
+from pathlib import Path
+from typing import Any
+
+import zcrpc
+from zcrpc.calibration import Receive
+from zcrpc.lab.processes import Child, hear, say
+
+PAGE = 4096
+
+
+def page_sum(payload: bytes | memoryview) -> int:
+    """The sum of the first byte of each page: what touching a payload costs, and a check of its contents."""
+    return sum(payload[::PAGE])
+
+
+class Bench(zcrpc.Service):
+    """What is measured."""
+
+    @zcrpc.method
+    async def echo(self, payload: memoryview) -> memoryview:
+        """Returns its payload."""
+        return payload
+
+    @zcrpc.method
+    async def put(self, payload: memoryview) -> bytes:
+        """Touches every page of its payload; returns 16 bytes, of which the last 8 are the sum of the pages' first bytes."""
+        return bytes(8) + page_sum(payload).to_bytes(8, "little")
+
+    @zcrpc.method
+    async def fail(self, text: str) -> None:
+        """Raises NotFound."""
+        raise zcrpc.NotFound(text)
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class ServiceOptions:
+    """Options of the `zcrpc.Server` that are set; the others keep their defaults."""
+
+    receive: Receive = "auto"
+    locks: str = "per-region"
+    receive_threads: int = 0
+    uvloop: bool = True
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
+class Ready:
+    """Where the server listens, and its methods' numbers."""
+
+    address: str
+    port: int
+    methods: dict[str, int]
+
+
+@dataclass(slots=True, frozen=True)
+class Snapshot:
+    """Of `zcrpc.Server.stats`, and of the process's memory (KiB → bytes) now and at its peak."""
+
+    requests: int
+    connections: int
+    payload_bytes_mapped: int
+    payload_bytes_copied: int
+    fallbacks: dict[str, int]
+    leases: int
+    arena_bytes: int
+    resident_bytes: int
+    resident_peak_bytes: int
+
+
+class ServiceProcess:
+    """A running server; leaving the context ends it."""
+
+    def __init__(self, options: ServiceOptions) -> None:
+        self._child = Child("zcrpc.lab.service", options)
+        self.ready = self._child.receive(Ready)
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def snapshot(self) -> Snapshot:
+        """What the server has done so far."""
+        self._child.send("snapshot")
+        return self._child.receive(Snapshot)
+
+    def __enter__(self) -> ServiceProcess:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._child.__exit__(kind, error, trace)
+
+
+def _resident() -> tuple[int, int]:
+    """This process's memory in bytes, now and at its peak."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmRSS"].split()[0]) * 1024, int(status["VmHWM"].split()[0]) * 1024
+
+
+def _snapshot(server: zcrpc.Server) -> Snapshot:
+    stats = server.stats()
+    return Snapshot(
+        requests=stats.requests,
+        connections=stats.connections,
+        payload_bytes_mapped=stats.payload_bytes_mapped,
+        payload_bytes_copied=stats.payload_bytes_copied,
+        fallbacks=stats.fallbacks,
+        leases=stats.leases,
+        arena_bytes=stats.arena_bytes,
+        resident_bytes=_resident()[0],
+        resident_peak_bytes=_resident()[1],
+    )
+
+
+async def _serve(options: ServiceOptions) -> None:
+    server = zcrpc.Server(
+        Bench(), receive=options.receive, locks=options.locks, receive_threads=options.receive_threads, **options.more
+    )
+    loop = asyncio.get_running_loop()
+    orders = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
+    async with server.listen("tcp://127.0.0.1:0") as address:
+        say(Ready(address, int(address.rpartition(":")[2]), server.methods))
+        while await orders.readline():
+            say(_snapshot(server))
+
+
+def main() -> None:
+    """The child's main."""
+    options = hear(ServiceOptions)
+    if options.uvloop:
+        zcrpc.run(_serve(options))
+    else:
+        asyncio.run(_serve(options))
+
+
+if __name__ == "__main__":
+    main()
