@@ -1,4 +1,6 @@
-"""Servers to be measured, each in a process of its own, and the load that suits each: zcrpc, the C floor, the uvloop floor."""
+"""Servers to be measured, each in a process of its own, and the load that suits each: zcrpc, the C floor, the uvloop
+floor.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ Work = Literal["echo", "upload"]
 
 @dataclass(slots=True, frozen=True)
 class Peer:
-    """A running server. `whole_pages_from`: payloads of at least so many bytes are sent so that they can be mapped; 0: none."""
+    """A running server. `whole_pages_from`: payloads of at least so many bytes are sent so that they can be mapped;
+    0: none.
+    """
 
     name: str
     port: int
@@ -92,5 +96,7 @@ def _floor(name: str, *command: str) -> Iterator[Peer]:
 @functools.cache
 def _compiled() -> Path:
     target = Path(tempfile.mkdtemp(prefix="zcrpc-floor-")) / "c_echo"
-    subprocess.run(["cc", "-O2", "-std=c11", "-Wall", "-Wextra", "-o", str(target), str(FLOOR / "c_echo.c")], check=True)
+    subprocess.run(
+        ["cc", "-O2", "-std=c11", "-Wall", "-Wextra", "-o", str(target), str(FLOOR / "c_echo.c")], check=True
+    )
     return target

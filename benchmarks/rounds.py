@@ -1,4 +1,6 @@
-"""Alternating rounds: every way is measured once in each round, in an order that turns round, and compared by medians of one run."""
+"""Alternating rounds: every way is measured once in each round, in an order that turns round, and compared by medians
+of one run.
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ MAP_FROM = 4 * KIB  # everything here is to be mapped where that was asked for
 
 @pytest.fixture(params=["copy", "zerocopy", "auto"], scope="module")
 def server(request: Any) -> Iterator[Peer]:
-    with zcrpc_server("upload", request.param, receive=request.param, more={"place_from": MAP_FROM, "map_from": MAP_FROM}) as peer:
+    with zcrpc_server(
+        "upload", request.param, receive=request.param, more={"place_from": MAP_FROM, "map_from": MAP_FROM}
+    ) as peer:
         yield peer
 
 
@@ -27,7 +29,9 @@ def server(request: Any) -> Iterator[Peer]:
 def test_upload(benchmark: Any, server: Peer, payload: int) -> None:
     """A native client uploads to a Python handler that touches every page; contents are verified."""
     benchmark.group = f"upload of {payload // KIB} KiB"
-    load = server.load("upload", payload, requests=max(2, min(4000, BYTES_PER_ROUND // payload)), warm_up_seconds=0, seconds=60)
+    load = server.load(
+        "upload", payload, requests=max(2, min(4000, BYTES_PER_ROUND // payload)), warm_up_seconds=0, seconds=60
+    )
     assert server.service is not None
     before = server.service.snapshot()
     result = benchmark.pedantic(lab_load.generate, args=(load,), rounds=3, warmup_rounds=1)
@@ -51,7 +55,9 @@ def test_upload(benchmark: Any, server: Peer, payload: int) -> None:
 @pytest.mark.parametrize("receive", ["zerocopy", "copy-pages", "copy"])
 @pytest.mark.parametrize("strategy", ["global", "per-region"])
 def test_seed_workload(benchmark: Any, strategy: str, receive: Any) -> None:
-    """100 connections of 4 KiB requests on native receiving threads; the time is that of a round, the figures are in extra_info."""
+    """100 connections of 4 KiB requests on native receiving threads; the time is that of a round, the figures are in
+    extra_info.
+    """
     benchmark.group = f"seed workload, {strategy}"
     experiment = seed.Experiment(locks=(strategy,), seconds=0.5, rounds=1, receive=receive)
     found = benchmark.pedantic(seed.run_round, args=(experiment, strategy, "readers-only"), rounds=1)

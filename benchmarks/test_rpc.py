@@ -1,4 +1,6 @@
-"""Calls through Python handlers against the floors: a C epoll server and a hand-written uvloop protocol, all under the same C client."""
+"""Calls through Python handlers against the floors: a C epoll server and a hand-written uvloop protocol, all under
+the same C client.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def echo(request: Any) -> Iterator[Peer]:
 
 
 @pytest.mark.parametrize(
-    ("connections", "in_flight", "payload"), [(100, 1, 4096), (1, 1, 64), (1, 64, 64)], ids=["100x4KiB", "1x64B", "64-in-flight-64B"]
+    ("connections", "in_flight", "payload"),
+    [(100, 1, 4096), (1, 1, 64), (1, 64, 64)],
+    ids=["100x4KiB", "1x64B", "64-in-flight-64B"],
 )
 def test_echo(benchmark: Any, echo: Peer, connections: int, in_flight: int, payload: int) -> None:
     """Time of 10,000 echoes; server CPU per request in extra_info. Replies are compared byte by byte."""

@@ -65,7 +65,9 @@ class TestSeed:
         target = tmp_path / "rounds.json"
         done = run("lab", "seed", *SHORT, "--locks", "per-region", "--writer-interval-us", "0", "--json", str(target))
         assert done.returncode == 0
-        assert [(row["strategy"], row["scenario"]) for row in json.loads(target.read_text())] == [("per-region", "readers-only")]
+        assert [(row["strategy"], row["scenario"]) for row in json.loads(target.read_text())] == [
+            ("per-region", "readers-only")
+        ]
 
     def test_a_storm_of_ones_own(self, tmp_path: Path) -> None:
         target = tmp_path / "rounds.json"
@@ -102,8 +104,22 @@ class TestSeed:
 
     def test_an_interrupt_keeps_what_was_measured(self, tmp_path: Path) -> None:
         target = tmp_path / "rounds.json"
-        command = [*ZCRPC, "lab", "seed", "--connections", "8", "--seconds", "100", "--rounds", "400", "--json", str(target)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        command = [
+            *ZCRPC,
+            "lab",
+            "seed",
+            "--connections",
+            "8",
+            "--seconds",
+            "100",
+            "--rounds",
+            "400",
+            "--json",
+            str(target),
+        ]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
         time.sleep(4)  # some rounds of a quarter of a second
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=20)
@@ -115,7 +131,9 @@ class TestSeed:
     def test_a_terminal_gets_a_progress_bar_and_a_table_of_its_width(self) -> None:
         terminal, end = pty.openpty()
         environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}
-        process = subprocess.Popen([*ZCRPC, "lab", "seed", *SHORT], stdout=subprocess.PIPE, stderr=end, env=environment, text=True)
+        process = subprocess.Popen(
+            [*ZCRPC, "lab", "seed", *SHORT], stdout=subprocess.PIPE, stderr=end, env=environment, text=True
+        )
         os.close(end)
         stdout, _ = process.communicate(timeout=60)
         seen = os.read(terminal, 1 << 16).decode(errors="replace")
@@ -140,7 +158,11 @@ class TestUpload:
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
-        [(["--receive", "teleport"], "no such way of receiving: teleport"), (["--payload", "0"], "payload must be"), (["--seconds", "0"], "seconds")],
+        [
+            (["--receive", "teleport"], "no such way of receiving: teleport"),
+            (["--payload", "0"], "payload must be"),
+            (["--seconds", "0"], "seconds"),
+        ],
     )
     def test_the_impossible(self, arguments: list[str], message: str) -> None:
         done = run("lab", "upload", *arguments)

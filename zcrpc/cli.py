@@ -38,13 +38,22 @@ def lab() -> None:
 @click.option("--connections", default=100, show_default=True, help="TCP connections, one request in flight on each.")
 @click.option("--payload", default=4096, show_default=True, help="Bytes in each request.")
 @click.option("--receive-threads", default=2, show_default=True, help="Native receiving threads.")
-@click.option("--seconds", default=5.0, show_default=True, help="Measured for each strategy and scenario, over all rounds.")
+@click.option(
+    "--seconds", default=5.0, show_default=True, help="Measured for each strategy and scenario, over all rounds."
+)
 @click.option("--rounds", type=int, help=f"Rounds in which strategies alternate.  [default: {_ROUNDS}]")
 @click.option("--locks", default="global,per-region", show_default=True, help="Lock strategies, separated by commas.")
-@click.option("--connections-per-region", default=1, show_default=True, help="Connections that share a region; 0: all of a thread.")
+@click.option(
+    "--connections-per-region",
+    default=1,
+    show_default=True,
+    help="Connections that share a region; 0: all of a thread.",
+)
 @click.option("--writer-interval-us", type=int, help="The storm's period; 0: no storm.  [default: 1000]")
 @click.option("--writer-hold-us", type=int, help="How long of it the writer holds the map lock.  [default: 500]")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write every round to this file.")
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write every round to this file."
+)
 def seed(json_path: Path | None, locks: str, rounds: int | None, **settings: Any) -> None:
     """What does the lock around "find the region, receive into it" cost, with readers only and under a writer storm?"""
     experiment = _experiment(locks, rounds, **settings)
@@ -72,8 +81,12 @@ def seed(json_path: Path | None, locks: str, rounds: int | None, **settings: Any
 @lab.command()
 @click.option("--payload", default=16 << 20, show_default=True, help="Bytes in each upload.")
 @click.option("--seconds", default=2.0, show_default=True, help="Measured for each way of receiving.")
-@click.option("--receive", default="zerocopy,copy,auto", show_default=True, help="Ways of receiving, separated by commas.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to this file.")
+@click.option(
+    "--receive", default="zerocopy,copy,auto", show_default=True, help="Ways of receiving, separated by commas."
+)
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures to this file."
+)
 def upload(payload: int, seconds: float, receive: str, json_path: Path | None) -> None:
     """Upload to a real server from a real client, both in Python: how fast, and how much of it was mapped?"""
     ways = _ways(receive)
@@ -91,7 +104,9 @@ def _ways(receive: str) -> list[Receive]:
     ways = [name.strip() for name in receive.split(",") if name.strip()]
     unknown = [name for name in ways if name not in get_args(Receive)]
     if unknown or not ways:
-        raise click.UsageError(f"no such way of receiving: {', '.join(unknown) or 'none'}; there are {', '.join(get_args(Receive))}")
+        raise click.UsageError(
+            f"no such way of receiving: {', '.join(unknown) or 'none'}; there are {', '.join(get_args(Receive))}"
+        )
     return cast("list[Receive]", ways)
 
 
@@ -117,12 +132,21 @@ def _measure(experiment: Experiment, done: list[Round]) -> None:
     """Adds each round to `done` as it ends, so that an interrupted run keeps what it has."""
     total = experiment.rounds * len(experiment.scenarios) * len(experiment.locks)
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("starting", total=total)
         for each in run(experiment):
             done.append(each)
-            progress.update(task, advance=1, description=f"{each.scenario}, {each.strategy}: {each.requests_per_second:,.0f} requests/s")
+            progress.update(
+                task,
+                advance=1,
+                description=f"{each.scenario}, {each.strategy}: {each.requests_per_second:,.0f} requests/s",
+            )
 
 
 def _write(path: Path, rows: Sequence[object]) -> None:

@@ -1,6 +1,6 @@
 """The native load generator: many connections, one thread, no Python between requests.
 
-    python -m zcrpc.lab.load     takes `Load` as JSON on standard input, gives `LoadResult`
+python -m zcrpc.lab.load     takes `Load` as JSON on standard input, gives `LoadResult`
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Load:
         port: of the server.
         payload: bytes in each request.
         protocol: "zcrpc", or "raw" for the floors: 8 bytes of little-endian length, then the body, both ways.
-        verify: "echo": the reply's payload is the request's; "sum": the reply's header (raw: its body) ends in the sum of the first byte
-            of each of the payload's pages, 8 bytes, little-endian.
+        verify: "echo": the reply's payload is the request's; "sum": the reply's header (raw: its body) ends in the
+            sum of the first byte of each of the payload's pages, 8 bytes, little-endian.
         method, header: of the requests ("zcrpc"): the method's number, the msgpack header.
         padded: send the payload in whole pages with MSG_ZEROCOPY, so that the receiver can map it.
         chunk: bytes of payload in a chunk, both ways; whole pages.
@@ -54,7 +54,10 @@ class Load:
 
 @dataclass(slots=True, frozen=True)
 class LoadResult:
-    """What was measured after the warm-up. Errors: calls refused, or lost with their connection. Mismatches: wrong replies."""
+    """What was measured after the warm-up.
+
+    `errors`: calls refused, or lost with their connection. `mismatches`: wrong replies.
+    """
 
     requests: int
     errors: int
@@ -87,7 +90,10 @@ _VERIFY = {"none": lib.ZC_LOAD_VERIFY_NONE, "echo": lib.ZC_LOAD_VERIFY_ECHO, "su
 
 
 def generate(load: Load) -> LoadResult:
-    """Runs the load in this thread. Raises `OSError` where it cannot connect, `zcrpc.ZcrpcError` where the server breaks the protocol."""
+    """Runs the load in this thread.
+
+    Raises `OSError` where it cannot connect, `zcrpc.ZcrpcError` where the server breaks the protocol.
+    """
     header = ffi.from_buffer(load.header)
     options = ffi.new(
         "struct zc_load_options *",
@@ -116,13 +122,15 @@ def generate(load: Load) -> LoadResult:
 
 
 def reference(payload: int) -> bytes:
-    """The header of a request whose one argument is its payload, as `zcrpc.codec` writes it: [[extension 2: offset 0, length]]."""
+    """The header of a request whose one argument is its payload, as `zcrpc.codec` writes it."""
     return b"\x91\x91\xd8\x02" + struct.pack("<QQ", 0, payload)
 
 
 def hello_of(port: int) -> Hello:
-    """What a server says of itself: its methods' numbers, from which size on it wants whole pages. Raises `OSError`, `ValueError`."""
-    frame = wire.encode_frame(wire.HELLO, wire.encode_hello(Hello(limits=Limits(header=4096, payload=0, in_flight=1), chunk=1 << 20)))
+    """What a server says of itself. Raises `OSError`, or `ValueError` if it does not speak zcrpc."""
+    frame = wire.encode_frame(
+        wire.HELLO, wire.encode_hello(Hello(limits=Limits(header=4096, payload=0, in_flight=1), chunk=1 << 20))
+    )
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sock, sock.makefile("rb") as stream:
         sock.sendall(wire.PREFACE + frame)
         if stream.read(len(wire.PREFACE)) != wire.PREFACE:

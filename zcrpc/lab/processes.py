@@ -1,6 +1,8 @@
-"""Processes of an experiment: a module of the laboratory run as a child that takes its options and gives its results as JSON lines.
+"""Processes of an experiment: a module of the laboratory run as a child that takes its options and gives its results
+as JSON lines.
 
-A child has a session of its own, so that Ctrl-C reaches only the parent, which then decides what becomes of what was measured.
+A child has a session of its own, so that Ctrl-C reaches only the parent, which then decides what becomes of what was
+measured.
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ class Child:
     def _failure(self) -> ChildFailed:
         self._process.wait()
         said = _stream(self._process.stderr).read().decode(errors="replace").strip().splitlines()
-        return ChildFailed(f"{self.module} ended with status {self._process.returncode}: {said[-1] if said else 'no message'}")
+        return ChildFailed(
+            f"{self.module} ended with status {self._process.returncode}: {said[-1] if said else 'no message'}"
+        )
 
     def __enter__(self) -> Child:
         return self
@@ -75,7 +79,7 @@ class Child:
 
 
 def serve(kind: type[T], work: Callable[[T], Any]) -> None:
-    """A child's main: reads its options, does the work, writes the result. An error goes to standard error, status 1."""
+    """A child's main: reads its options, does the work, writes the result. Errors go to standard error, status 1."""
     try:
         say(work(hear(kind)))
     except Exception as error:

@@ -1,6 +1,6 @@
 """The seed experiment's server: native receiving threads on one region map, and the writer that disturbs them.
 
-    python -m zcrpc.lab.receivers     takes `Receivers` as JSON, gives its port, then `ReceiversResult`
+python -m zcrpc.lab.receivers     takes `Receivers` as JSON, gives its port, then `ReceiversResult`
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Receivers:
     """What the server does.
 
     Args:
-        receive: "zerocopy": every payload is mapped; "copy-pages": the same bytes in the same segments, received with recv; "copy": recv,
-            and sent as suits it.
+        receive: "zerocopy": every payload is mapped; "copy-pages": the same bytes in the same segments, received with
+            recv; "copy": recv, and sent as suits it.
         connections_per_region: 0: those of a thread share.
         writer_interval_us: 0: no writer.
     """

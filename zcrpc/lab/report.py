@@ -41,13 +41,13 @@ _ROWS: tuple[tuple[str, str] | None, ...] = (
 
 
 def table(rounds: Sequence[Round]) -> Table:
-    """Medians over the rounds, ± half of the range; the scenarios side by side. Fits a terminal of 80 columns for two strategies."""
+    """Medians over the rounds, ± half of the range; the scenarios side by side. Two strategies fit 80 columns."""
     columns = list(dict.fromkeys((each.scenario, each.strategy) for each in rounds))
     columns.sort(key=lambda column: column[0])  # readers-only before writer-storm; strategies stay in their order
     first = rounds[0]
     result = Table(
-        title=f"{first.connections} connections × {first.payload_bytes:,} bytes, {first.receive_threads} receive threads, "
-        f"{len(rounds) // len(columns)} rounds of {first.seconds:.2g} s",
+        title=f"{first.connections} connections × {first.payload_bytes:,} bytes, {first.receive_threads} receive "
+        f"threads, {len(rounds) // len(columns)} rounds of {first.seconds:.2g} s",
         caption="median ± half of the range",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -106,7 +106,9 @@ def _median(rounds: Sequence[Round], scenario: str, strategy: str, name: str) ->
 def _readers_only(figures: dict[str, Figures]) -> str:
     shares = ", ".join(f"{of('lock_path_share_percent'):.2f} % with {name}" for name, of in figures.items())
     speeds = [of("requests_per_second") for of in figures.values()]
-    verdict = f"Readers only, on {os.cpu_count()} cores: finding, locking and unlocking takes {shares} of the receivers' CPU"
+    verdict = (
+        f"Readers only, on {os.cpu_count()} cores: finding, locking and unlocking takes {shares} of the receivers' CPU"
+    )
     if len(speeds) > 1:
         verdict += f", and requests/s are within {100 * (max(speeds) / min(speeds) - 1):.0f} %"
     return verdict + "."

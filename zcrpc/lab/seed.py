@@ -1,9 +1,9 @@
 """The seed experiment: what does the lock that guards "find the region, receive into it" cost in a live server?
 
-Real sockets, receive zerocopy forced, a region for each connection; a native load generator and native receivers, each in a process of its
-own. Two scenarios: *readers only*, and a *writer storm*, in which one more thread of the server takes the map lock in write mode over and
-over, changing only a region that no connection uses. Strategies alternate over the rounds, and every second round goes backwards, so that
-drift of the machine hits all of them alike.
+Real sockets, receive zerocopy forced, a region for each connection; a native load generator and native receivers,
+each in a process of its own. Two scenarios: *readers only*, and a *writer storm*, in which one more thread of the
+server takes the map lock in write mode over and over, changing only a region that no connection uses. Strategies
+alternate over the rounds, and every second round goes backwards, so that drift of the machine hits all of them alike.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Experiment:
         receive_threads: native receiving threads, which share the connections.
         connections_per_region: connections whose payloads lie in the same region; 0: all of a thread.
         seconds: measured for each strategy and scenario, spread over the rounds.
-        writer_interval_us, writer_hold_us: the storm's period, and how long of it the writer holds the map lock; 0 and 0: no storm.
+        writer_interval_us, writer_hold_us: the storm's period, and how long of it the writer holds the map lock; 0
+            and 0: no storm.
         receive: how; the ways of copying are there to be compared with (`zcrpc.lab.receivers.Receivers`).
     """
 
@@ -59,7 +60,7 @@ class Experiment:
 
 @dataclass(slots=True, frozen=True)
 class Round:
-    """One strategy in one scenario for one round. What a field means is said beside the native figure, in native/lab/lab.h."""
+    """One strategy in one scenario for one round. native/lab/lab.h says what the figures mean."""
 
     strategy: str
     scenario: Scenario
@@ -126,9 +127,25 @@ class Round:
 
 
 # Fields of a round that are the server's own, under the same name.
-_AS_REPORTED = tuple(
-    "requests lock_path_share_percent lock_path_ns samples waited_samples preempted_samples preempted_ms payload_bytes_mapped "
-    "payload_bytes_copied read_locks fallbacks retries misses write_locks waits regions arena_bytes recycles".split()
+_AS_REPORTED = (
+    "requests",
+    "lock_path_share_percent",
+    "lock_path_ns",
+    "samples",
+    "waited_samples",
+    "preempted_samples",
+    "preempted_ms",
+    "payload_bytes_mapped",
+    "payload_bytes_copied",
+    "read_locks",
+    "fallbacks",
+    "retries",
+    "misses",
+    "write_locks",
+    "waits",
+    "regions",
+    "arena_bytes",
+    "recycles",
 )
 
 
@@ -160,7 +177,10 @@ def run_round(experiment: Experiment, strategy: str, scenario: Scenario, number:
         warm_up_seconds=WARM_UP_SECONDS,
         seconds=experiment.seconds / experiment.rounds,
     )
-    with Child("zcrpc.lab.receivers", receivers) as server, lab_load.start(_load(receivers, server.receive(int))) as client:
+    with (
+        Child("zcrpc.lab.receivers", receivers) as server,
+        lab_load.start(_load(receivers, server.receive(int))) as client,
+    ):
         result = server.receive(ReceiversResult)
         return _round(experiment, receivers, scenario, number, result, client.receive(LoadResult))
 
@@ -180,7 +200,12 @@ def _load(receivers: Receivers, port: int) -> Load:
 
 
 def _round(
-    experiment: Experiment, receivers: Receivers, scenario: Scenario, number: int, server: ReceiversResult, client: LoadResult
+    experiment: Experiment,
+    receivers: Receivers,
+    scenario: Scenario,
+    number: int,
+    server: ReceiversResult,
+    client: LoadResult,
 ) -> Round:
     seconds = server.elapsed_seconds
     return Round(
@@ -231,14 +256,14 @@ def _check(experiment: Experiment) -> None:
         "no lock strategy was named": not experiment.locks,
         "a lock strategy was named twice": len(set(experiment.locks)) < len(experiment.locks),
         "connections must be 1 or more": experiment.connections < 1,
-        f"connections must be at most {descriptors}, as many files as a process may open": experiment.connections > descriptors,
+        f"connections must be at most {descriptors}, as files may be open": experiment.connections > descriptors,
         "payload must be 1 byte to 1 GiB": not 1 <= experiment.payload <= 1 << 30,
         "receive threads must be 1 to 1024": not 1 <= experiment.receive_threads <= 1024,
         "there are more receive threads than connections": experiment.receive_threads > experiment.connections,
         "connections per region must be 0 or more": not 0 <= experiment.connections_per_region < 1 << 32,
         "seconds must be more than 0 and at most 3600": not 0 < experiment.seconds <= 3600,
         "rounds must be 1 to 1000": not 1 <= experiment.rounds <= 1000,
-        "the writer's interval and hold must be 0 or more, and below 60 s": not (0 <= interval < 6e7 and 0 <= hold < 6e7),
+        "the writer's interval and hold must be 0 to 60 s": not (0 <= interval <= 6e7 and 0 <= hold <= 6e7),
         "the writer's hold must be shorter than its interval": (hold or interval) and hold >= interval,
     }
     for complaint, holds in impossible.items():

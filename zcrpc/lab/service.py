@@ -1,7 +1,7 @@
 """A real server with Python handlers, in a process of its own.
 
-    python -m zcrpc.lab.service     takes `ServiceOptions` as JSON, gives `Ready`, then a `Snapshot` for each line that it hears; ends when
-                                    its standard input does
+python -m zcrpc.lab.service     takes `ServiceOptions` as JSON, gives `Ready`, then a `Snapshot` for each line that it
+                                hears; ends when its standard input does
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import sys
 from dataclasses import dataclass, field
-from types import TracebackType
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import zcrpc
@@ -35,7 +35,7 @@ class Bench(zcrpc.Service):
 
     @zcrpc.method
     async def put(self, payload: memoryview) -> bytes:
-        """Touches every page of its payload; returns 16 bytes, of which the last 8 are the sum of the pages' first bytes."""
+        """Touches every page of its payload; returns 16 bytes, the last 8 of them the sum of the pages' first bytes."""
         return bytes(8) + page_sum(payload).to_bytes(8, "little")
 
     @zcrpc.method
@@ -98,7 +98,9 @@ class ServiceProcess:
     def __enter__(self) -> ServiceProcess:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._child.__exit__(kind, error, trace)
 
 

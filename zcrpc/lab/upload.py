@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import zcrpc
 from zcrpc.calibration import Receive
-from zcrpc.lab.service import PAGE, Bench, ServiceOptions, ServiceProcess, page_sum
+from zcrpc.lab.service import PAGE, Bench, ServiceOptions, ServiceProcess, Snapshot, page_sum
 
 _CONTENTS = 8  # different payloads that are sent in turn
 
@@ -36,29 +36,45 @@ def run(receive: Receive, payload_bytes: int = 16 << 20, seconds: float = 2.0, *
         return zcrpc.run(_upload(server, receive, payload_bytes, seconds, warm_up))
 
 
-async def _upload(server: ServiceProcess, receive: Receive, payload_bytes: int, seconds: float, warm_up: float) -> Upload:
+async def _upload(
+    server: ServiceProcess, receive: Receive, payload_bytes: int, seconds: float, warm_up: float
+) -> Upload:
     contents = list(_contents(payload_bytes))
     async with zcrpc.connect(server.ready.address, Bench) as client:
         await _send_for(warm_up, client, contents)
-        before, cpu, own, started = server.snapshot(), process_cpu_seconds(server.pid), time.process_time(), time.perf_counter()
+        before = _Mark.take(server)
         uploads, wrong = await _send_for(seconds, client, contents)
-        elapsed, own, cpu = time.perf_counter() - started, time.process_time() - own, process_cpu_seconds(server.pid) - cpu
-        after = server.snapshot()
+        after = _Mark.take(server)
     gigabytes = uploads * payload_bytes / 1e9
-    mapped = after.payload_bytes_mapped - before.payload_bytes_mapped
-    copied = after.payload_bytes_copied - before.payload_bytes_copied
+    elapsed = after.clock - before.clock
+    mapped = after.server.payload_bytes_mapped - before.server.payload_bytes_mapped
+    copied = after.server.payload_bytes_copied - before.server.payload_bytes_copied
     return Upload(
         receive=receive,
         payload_bytes=payload_bytes,
         uploads=uploads,
         seconds=elapsed,
         gigabytes_per_second=gigabytes / elapsed,
-        server_cpu_seconds_per_gigabyte=cpu / gigabytes,
-        client_cpu_seconds_per_gigabyte=own / gigabytes,
+        server_cpu_seconds_per_gigabyte=(after.server_cpu - before.server_cpu) / gigabytes,
+        client_cpu_seconds_per_gigabyte=(after.own_cpu - before.own_cpu) / gigabytes,
         mapped_percent=100 * mapped / max(mapped + copied, 1),
-        fallbacks={reason: count - before.fallbacks[reason] for reason, count in after.fallbacks.items()},
+        fallbacks={reason: count - before.server.fallbacks[reason] for reason, count in after.server.fallbacks.items()},
         wrong=wrong,
     )
+
+
+@dataclass(slots=True, frozen=True)
+class _Mark:
+    """One end of the measured window; clocks in seconds."""
+
+    server: Snapshot
+    clock: float
+    own_cpu: float
+    server_cpu: float
+
+    @classmethod
+    def take(cls, server: ServiceProcess) -> _Mark:
+        return cls(server.snapshot(), time.perf_counter(), time.process_time(), process_cpu_seconds(server.pid))
 
 
 def _contents(payload_bytes: int) -> Iterator[tuple[memoryview, int]]:
