@@ -193,3 +193,11 @@ int zc_region_recycle(struct zc_map *map, struct zc_actor *self, struct zc_regio
 enum zc_memory zc_region_memory(const struct zc_region *region) {
     return zc_space_of(region)->memory;
 }
+
+uintptr_t zc_region_start(const struct zc_region *region) {
+    return atomic_load_explicit(&region->start, ZC_RELAXED);
+}
+
+uintptr_t zc_region_end(const struct zc_region *region) {
+    return atomic_load_explicit(&region->end, ZC_RELAXED);
+}

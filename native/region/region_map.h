@@ -71,6 +71,29 @@ int zc_region_attach(struct zc_map *map, struct zc_actor *self, enum zc_memory m
 int zc_region_detach(struct zc_map *map, struct zc_actor *self, struct zc_region *region);
 int zc_region_recycle(struct zc_map *map, struct zc_actor *self, struct zc_region *region);
 enum zc_memory zc_region_memory(const struct zc_region *region);
+uintptr_t zc_region_start(const struct zc_region *region); /* first byte */
+uintptr_t zc_region_end(const struct zc_region *region);   /* one past the last */
+
+/* The map's strategy, called by name: see strategy.h. */
+static inline int zc_map_read_lock(struct zc_map *map, struct zc_actor *self, uintptr_t address, struct zc_guard *guard) {
+    return map->strategy->read_lock(map, self, address, guard);
+}
+
+static inline void zc_map_read_unlock(struct zc_map *map, struct zc_actor *self, struct zc_guard *guard) {
+    map->strategy->read_unlock(map, self, guard);
+}
+
+static inline void zc_map_write_lock(struct zc_map *map, struct zc_actor *self) {
+    map->strategy->write_lock(map, self);
+}
+
+static inline void zc_map_write_lock_region(struct zc_map *map, struct zc_actor *self, struct zc_region *region) {
+    map->strategy->region_write_lock(map, self, region);
+}
+
+static inline void zc_map_write_unlock(struct zc_map *map, struct zc_actor *self) {
+    map->strategy->write_unlock(map, self);
+}
 
 struct zc_nursery *zc_nursery_create(struct zc_map *map); /* NULL without memory */
 void zc_nursery_drop(struct zc_nursery *nursery);         /* lives on until its last lease is released */

@@ -3,6 +3,7 @@
 #define ZCRPC_CORE_H
 
 #include "lab/lab.h"
+#include "lab/lock_bench.h"
 #include "lock/registry.h"
 #include "net/reactor.h"
 #include "region/region_map.h"

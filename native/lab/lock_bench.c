@@ -1,0 +1,254 @@
+#include "lab/lock_bench.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "lock/atomics.h"
+#include "lock/registry.h"
+#include "region/region_map.h"
+
+#define REGIONS_PER_READER 8
+#define MOST_THREADS 64
+
+/* ---- what to compare with: the platform's lock around the map, as a strategy that is in no registry ---- */
+
+static int pthread_map_init(struct zc_map *map) {
+    return -pthread_rwlock_init(map->lock, NULL);
+}
+
+static void pthread_map_destroy(struct zc_map *map) {
+    pthread_rwlock_destroy(map->lock);
+}
+
+static void pthread_region_init(struct zc_map *map, struct zc_region *region) {
+    (void)map, (void)region;
+}
+
+static int pthread_read_lock(struct zc_map *map, struct zc_actor *self, uintptr_t address, struct zc_guard *guard) {
+    pthread_rwlock_rdlock(map->lock);
+    struct zc_region *region = zc_map_find(map, address);
+    if (region == NULL || !zc_region_contains(region, address)) {
+        pthread_rwlock_unlock(map->lock);
+        zc_count(&self->counters.misses);
+        return -ENOENT;
+    }
+    zc_count(&self->counters.read_locks);
+    *guard = (struct zc_guard){.region = region};
+    return 0;
+}
+
+static void pthread_read_unlock(struct zc_map *map, struct zc_actor *self, struct zc_guard *guard) {
+    (void)self, (void)guard;
+    pthread_rwlock_unlock(map->lock);
+}
+
+static void pthread_write_lock(struct zc_map *map, struct zc_actor *self) {
+    pthread_rwlock_wrlock(map->lock);
+    zc_count(&self->counters.write_locks);
+}
+
+static void pthread_write_unlock(struct zc_map *map, struct zc_actor *self) {
+    (void)self;
+    pthread_rwlock_unlock(map->lock);
+}
+
+static void pthread_nothing(struct zc_map *map, struct zc_actor *self, struct zc_region *region) {
+    (void)map, (void)self, (void)region;
+}
+
+static const struct zc_strategy pthread_strategy = {
+    .abi = ZC_STRATEGY_ABI,
+    .size = sizeof(struct zc_strategy),
+    .name = "pthread",
+    .summary = "a pthread_rwlock around the whole map",
+    .map_size = sizeof(pthread_rwlock_t),
+    .map_init = pthread_map_init,
+    .map_destroy = pthread_map_destroy,
+    .region_init = pthread_region_init,
+    .read_lock = pthread_read_lock,
+    .read_unlock = pthread_read_unlock,
+    .write_lock = pthread_write_lock,
+    .region_write_lock = pthread_nothing,
+    .write_unlock = pthread_write_unlock,
+    .attach = pthread_nothing,
+    .detach = pthread_nothing,
+};
+
+/* ---- threads ---- */
+
+struct bench {
+    const struct zc_lock_bench_options *options;
+    struct zc_map *map;
+    pthread_barrier_t start;
+    _Atomic bool stop;
+};
+
+struct bench_thread {
+    alignas(ZC_CACHE_LINE) struct bench *bench;
+    struct zc_actor *actor;
+    pthread_t thread;
+    uintptr_t addresses[REGIONS_PER_READER];
+    struct zc_region *written;
+    uint64_t began_ns, ended_ns, longest_ticks, operations;
+};
+
+static uint64_t clock_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void *read_regions(void *argument) {
+    struct bench_thread *thread = argument;
+    struct zc_map *map = thread->bench->map;
+    const struct zc_strategy *strategy = map->strategy;
+    uint64_t iterations = thread->bench->options->iterations, longest = 0;
+    struct zc_guard guard;
+    pthread_barrier_wait(&thread->bench->start);
+    thread->began_ns = clock_ns();
+    for (uint64_t i = 0; i < iterations; i++) {
+        uintptr_t address = thread->addresses[i % REGIONS_PER_READER];
+        bool timed = i % 16 == 0;
+        uint64_t before = timed ? zc_cycles() : 0;
+        if (strategy->read_lock(map, thread->actor, address, &guard) != 0)
+            abort(); /* the regions stay where they are */
+        if (timed) {
+            uint64_t took = zc_cycles() - before;
+            longest = took > longest ? took : longest;
+        }
+        strategy->read_unlock(map, thread->actor, &guard);
+    }
+    thread->ended_ns = clock_ns();
+    thread->longest_ticks = longest;
+    thread->operations = iterations;
+    return NULL;
+}
+
+static void wait_ns(uint64_t ns) {
+    if (ns == 0)
+        return;
+    for (uint64_t until = clock_ns() + ns; clock_ns() < until;)
+        zc_relax();
+}
+
+static void *write_a_region(void *argument) {
+    struct bench_thread *thread = argument;
+    struct zc_map *map = thread->bench->map;
+    const struct zc_lock_bench_options *options = thread->bench->options;
+    pthread_barrier_wait(&thread->bench->start);
+    while (!atomic_load_explicit(&thread->bench->stop, ZC_RELAXED)) {
+        map->strategy->write_lock(map, thread->actor);
+        map->strategy->region_write_lock(map, thread->actor, thread->written);
+        wait_ns(options->writer_hold_ns);
+        map->strategy->write_unlock(map, thread->actor);
+        wait_ns(options->writer_pause_ns);
+        thread->operations++;
+    }
+    return NULL;
+}
+
+/* ---- the run ---- */
+
+static int attach(struct bench *bench, struct zc_actor *self, struct zc_region **region) {
+    return zc_region_attach(bench->map, self, ZC_COPIED, ZC_UNIT, region);
+}
+
+/* Regions first, all of them, so that the threads' own writes to the map are over. */
+static int prepare(struct bench *bench, struct bench_thread *threads) {
+    const struct zc_lock_bench_options *options = bench->options;
+    for (uint32_t i = 0; i < options->readers + options->writers; i++) {
+        struct bench_thread *thread = &threads[i];
+        thread->bench = bench;
+        thread->actor = zc_actor_create(bench->map);
+        if (thread->actor == NULL)
+            return -ENOMEM;
+        for (uint32_t k = 0; k < (i < options->readers ? REGIONS_PER_READER : 1); k++) {
+            if (options->hot && i > 0 && i < options->readers) {
+                memcpy(thread->addresses, threads[0].addresses, sizeof thread->addresses);
+                break;
+            }
+            int error = options->hot && k > 0 ? 0 : attach(bench, thread->actor, &thread->written);
+            if (error != 0)
+                return error;
+            thread->addresses[k] = atomic_load_explicit(&thread->written->start, ZC_RELAXED) + k * 64;
+        }
+    }
+    return 0;
+}
+
+static void start_threads(struct bench *bench, struct bench_thread *threads, uint32_t count) {
+    pthread_barrier_init(&bench->start, NULL, count + 1);
+    for (uint32_t i = 0; i < count; i++)
+        if (pthread_create(&threads[i].thread, NULL, i < bench->options->readers ? read_regions : write_a_region, &threads[i]) != 0)
+            abort(); /* those that wait at the barrier could not be ended */
+    pthread_barrier_wait(&bench->start);
+}
+
+static void summarise(struct bench *bench, const struct bench_thread *threads, double ns_per_tick, struct zc_lock_bench_result *result) {
+    uint32_t readers = bench->options->readers;
+    uint64_t began = UINT64_MAX, ended = 0;
+    *result = (struct zc_lock_bench_result){0};
+    for (uint32_t i = 0; i < readers; i++) {
+        const struct bench_thread *thread = &threads[i];
+        began = thread->began_ns < began ? thread->began_ns : began;
+        ended = thread->ended_ns > ended ? thread->ended_ns : ended;
+        result->ns_per_read += (double)(thread->ended_ns - thread->began_ns) / (double)thread->operations / readers;
+        result->reads += thread->operations;
+        if ((double)thread->longest_ticks * ns_per_tick > result->longest_read_ns)
+            result->longest_read_ns = (double)thread->longest_ticks * ns_per_tick;
+    }
+    result->reads_per_second = (double)result->reads * 1e9 / (double)(ended - began);
+    for (uint32_t i = readers; i < readers + bench->options->writers; i++)
+        result->writes += threads[i].operations;
+    struct zc_map_stats stats;
+    zc_map_stats(bench->map, &stats);
+    result->fallbacks = stats.lock.fallbacks;
+    result->waits = stats.lock.waits;
+}
+
+static void run(struct bench *bench, struct bench_thread *threads, struct zc_lock_bench_result *result) {
+    uint32_t readers = bench->options->readers, count = readers + bench->options->writers;
+    uint64_t ticks = zc_cycles(), ns = clock_ns();
+    start_threads(bench, threads, count);
+    for (uint32_t i = 0; i < readers; i++)
+        pthread_join(threads[i].thread, NULL);
+    atomic_store_explicit(&bench->stop, true, ZC_RELAXED);
+    for (uint32_t i = readers; i < count; i++)
+        pthread_join(threads[i].thread, NULL);
+    pthread_barrier_destroy(&bench->start);
+    double ns_per_tick = (double)(clock_ns() - ns) / (double)(zc_cycles() - ticks);
+    summarise(bench, threads, ns_per_tick, result);
+}
+
+int zc_lock_bench(const struct zc_lock_bench_options *options, struct zc_lock_bench_result *result) {
+    const struct zc_strategy *strategy = zc_strategy_find(options->strategy);
+    if (strategy == NULL && strcmp(options->strategy, pthread_strategy.name) == 0)
+        strategy = &pthread_strategy;
+    if (strategy == NULL)
+        return -ENOENT;
+    uint32_t count = options->readers + options->writers;
+    if (options->readers == 0 || options->readers > MOST_THREADS || options->writers > MOST_THREADS || options->iterations == 0)
+        return -EINVAL;
+    struct bench bench = {.options = options};
+    struct bench_thread *threads = aligned_alloc(ZC_CACHE_LINE, count * sizeof *threads);
+    if (threads == NULL)
+        return -ENOMEM;
+    memset(threads, 0, count * sizeof *threads);
+    uint64_t budget = (uint64_t)count * REGIONS_PER_READER * ZC_UNIT;
+    int error = zc_map_create(strategy, &(struct zc_map_options){.budget = budget}, &bench.map);
+    if (error == 0) {
+        error = prepare(&bench, threads);
+        if (error == 0)
+            run(&bench, threads, result);
+        for (uint32_t i = 0; i < count; i++)
+            if (threads[i].actor != NULL)
+                zc_actor_destroy(bench.map, threads[i].actor);
+        zc_map_drop(bench.map);
+    }
+    free(threads);
+    return error;
+}
