@@ -223,7 +223,9 @@ static int64_t receive_copied(struct zc_turn *t) {
     bool last = incoming->received + incoming->chunk_left == incoming->frame.payload_length;
     uint64_t after = last ? (t->mapping ? 0 : AFTER_PAYLOAD) : ZC_FRAME_SIZE;
     uintptr_t address = incoming->lease->address + incoming->received;
-    struct iovec vectors[] = {{(void *)address, missing}, {t->intake->batch->data + t->intake->used, after}};
+    /* What comes behind the payload lies behind its header too, which becomes part of the batch when the payload is whole. */
+    unsigned char *behind = t->intake->batch->data + t->intake->used + (last ? incoming->frame.header_length : 0);
+    struct iovec vectors[] = {{(void *)address, missing}, {behind, after}};
     uint64_t begun = zc_cycles();
     ssize_t received = zc_receive_copy(&t->intake->receiver, t->fd, address, vectors, after ? 2 : 1);
     incoming->cycles += zc_cycles() - begun;
