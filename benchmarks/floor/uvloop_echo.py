@@ -1,8 +1,8 @@
 """The other floor: what a hand-written uvloop server costs that does nothing but move length-prefixed messages.
 
 python uvloop_echo.py echo      asyncio.Protocol; sends every message back as it came
-python uvloop_echo.py upload    asyncio.BufferedProtocol; bodies arrive straight in a reused buffer of their own size, the
-                                first byte of each of their pages is added up; the answer is 16 bytes: a length of 8
+python uvloop_echo.py upload    asyncio.BufferedProtocol; bodies arrive straight in a reused buffer of their own size,
+                                the first byte of each of their pages is added up; the answer is 16 bytes: a length of 8
                                 and that sum
 
 Same protocol, same start-up (the port on standard output) as ``c_echo.c``. No request ids, no errors, no

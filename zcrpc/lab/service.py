@@ -39,6 +39,11 @@ class Bench(zcrpc.Service):
         return bytes(8) + page_sum(payload).to_bytes(8, "little")
 
     @zcrpc.method
+    async def wait(self, seconds: float) -> None:
+        """Sleeps."""
+        await asyncio.sleep(seconds)
+
+    @zcrpc.method
     async def fail(self, text: str) -> None:
         """Raises NotFound."""
         raise zcrpc.NotFound(text)
@@ -104,10 +109,10 @@ class ServiceProcess:
         self._child.__exit__(kind, error, trace)
 
 
-def _resident() -> tuple[int, int]:
-    """This process's memory in bytes, now and at its peak."""
+def resident_bytes(which: str = "VmRSS") -> int:
+    """This process's memory, now ("VmRSS") or at its peak ("VmHWM")."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["VmRSS"].split()[0]) * 1024, int(status["VmHWM"].split()[0]) * 1024
+    return int(status[which].split()[0]) * 1024
 
 
 def _snapshot(server: zcrpc.Server) -> Snapshot:
@@ -120,8 +125,8 @@ def _snapshot(server: zcrpc.Server) -> Snapshot:
         fallbacks=stats.fallbacks,
         leases=stats.leases,
         arena_bytes=stats.arena_bytes,
-        resident_bytes=_resident()[0],
-        resident_peak_bytes=_resident()[1],
+        resident_bytes=resident_bytes(),
+        resident_peak_bytes=resident_bytes("VmHWM"),
     )
 
 
