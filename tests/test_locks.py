@@ -55,6 +55,18 @@ def test_the_driver_counts_what_it_did(name: str) -> None:
     assert result.fallbacks <= result.reads
 
 
+def test_the_driver_stops_when_time_is_up() -> None:
+    text = ffi.new("char[]", b"global")
+    options = ffi.new(
+        "struct zc_lock_bench_options *",
+        {"strategy": text, "readers": 1, "writers": 1, "writer_hold_ns": 100_000, "seconds": 0.05},
+    )
+    result = ffi.new("struct zc_lock_bench_result *")
+    assert lib.zc_lock_bench(options, result) == 0
+    assert result.reads * result.ns_per_read == pytest.approx(0.05e9, rel=1)
+    assert result.writes * 100_000 > 0.01e9
+
+
 def test_the_driver_refuses_what_makes_no_sense() -> None:
     result = ffi.new("struct zc_lock_bench_result *")
     for name, readers, iterations in (("no such lock", 1, 1), ("global", 0, 1), ("global", 1, 0), ("global", 1000, 1)):

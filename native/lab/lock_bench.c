@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -85,6 +86,7 @@ struct bench {
     struct zc_map *map;
     pthread_barrier_t start;
     _Atomic bool stop;
+    _Atomic uint32_t writers_ready;
 };
 
 struct bench_thread {
@@ -102,15 +104,13 @@ static uint64_t clock_ns(void) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-static void *read_regions(void *argument) {
-    struct bench_thread *thread = argument;
+/* Reads `count` times. Returns the longest wait of those that were timed, in ticks. */
+static uint64_t read_times(struct bench_thread *thread, uint64_t count) {
     struct zc_map *map = thread->bench->map;
     const struct zc_strategy *strategy = map->strategy;
-    uint64_t iterations = thread->bench->options->iterations, longest = 0;
+    uint64_t longest = 0;
     struct zc_guard guard;
-    pthread_barrier_wait(&thread->bench->start);
-    thread->began_ns = clock_ns();
-    for (uint64_t i = 0; i < iterations; i++) {
+    for (uint64_t i = 0; i < count; i++) {
         uintptr_t address = thread->addresses[i % REGIONS_PER_READER];
         bool timed = i % 16 == 0;
         uint64_t before = timed ? zc_cycles() : 0;
@@ -122,9 +122,23 @@ static void *read_regions(void *argument) {
         }
         strategy->read_unlock(map, thread->actor, &guard);
     }
-    thread->ended_ns = clock_ns();
-    thread->longest_ticks = longest;
-    thread->operations = iterations;
+    return longest;
+}
+
+static void *read_regions(void *argument) {
+    struct bench_thread *thread = argument;
+    const struct zc_lock_bench_options *options = thread->bench->options;
+    uint64_t step = options->seconds > 0 ? 64 : options->iterations, duration = (uint64_t)(options->seconds * 1e9);
+    pthread_barrier_wait(&thread->bench->start);
+    while (atomic_load_explicit(&thread->bench->writers_ready, ZC_ACQUIRE) < options->writers)
+        zc_relax();
+    thread->began_ns = clock_ns();
+    do {
+        uint64_t longest = read_times(thread, step);
+        thread->longest_ticks = longest > thread->longest_ticks ? longest : thread->longest_ticks;
+        thread->operations += step;
+        thread->ended_ns = clock_ns();
+    } while (thread->ended_ns - thread->began_ns < duration);
     return NULL;
 }
 
@@ -146,7 +160,8 @@ static void *write_a_region(void *argument) {
         wait_ns(options->writer_hold_ns);
         map->strategy->write_unlock(map, thread->actor);
         wait_ns(options->writer_pause_ns);
-        thread->operations++;
+        if (thread->operations++ == 0)
+            atomic_fetch_add_explicit(&thread->bench->writers_ready, 1, ZC_RELEASE);
     }
     return NULL;
 }
@@ -180,11 +195,27 @@ static int prepare(struct bench *bench, struct bench_thread *threads) {
     return 0;
 }
 
+/* Each thread on a core of its own, if there are enough: two that take turns on one never meet. */
+static void pin(struct bench_thread *threads, uint32_t count) {
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || (uint32_t)CPU_COUNT(&allowed) < count)
+        return;
+    for (int cpu = 0; count > 0; cpu++) {
+        if (!CPU_ISSET(cpu, &allowed))
+            continue;
+        cpu_set_t one;
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        pthread_setaffinity_np(threads[--count].thread, sizeof one, &one);
+    }
+}
+
 static void start_threads(struct bench *bench, struct bench_thread *threads, uint32_t count) {
     pthread_barrier_init(&bench->start, NULL, count + 1);
     for (uint32_t i = 0; i < count; i++)
         if (pthread_create(&threads[i].thread, NULL, i < bench->options->readers ? read_regions : write_a_region, &threads[i]) != 0)
             abort(); /* those that wait at the barrier could not be ended */
+    pin(threads, count);
     pthread_barrier_wait(&bench->start);
 }
 
@@ -231,7 +262,8 @@ int zc_lock_bench(const struct zc_lock_bench_options *options, struct zc_lock_be
     if (strategy == NULL)
         return -ENOENT;
     uint32_t count = options->readers + options->writers;
-    if (options->readers == 0 || options->readers > MOST_THREADS || options->writers > MOST_THREADS || options->iterations == 0)
+    if (options->readers == 0 || options->readers > MOST_THREADS || options->writers > MOST_THREADS ||
+        (options->iterations == 0) == !(options->seconds > 0))
         return -EINVAL;
     struct bench bench = {.options = options};
     struct bench_thread *threads = aligned_alloc(ZC_CACHE_LINE, count * sizeof *threads);

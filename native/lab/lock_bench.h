@@ -11,7 +11,8 @@ struct zc_lock_bench_options {
     uint32_t hot;             /* 1: all readers use one region; 0: each has regions of its own */
     uint32_t writer_hold_ns;  /* that a writer stays inside */
     uint32_t writer_pause_ns; /* … and outside */
-    uint64_t iterations;      /* lock pairs of each reader */
+    uint64_t iterations;      /* lock pairs of each reader, from when every writer has been inside once … */
+    double seconds;           /* … or, if above 0, as many as fit: what preempts a writer then cannot end the run */
 };
 
 struct zc_lock_bench_result {
