@@ -25,12 +25,12 @@ def reference(code: int, offset: int, length: int) -> Ext:
     return Ext(code, offset.to_bytes(8, "little") + length.to_bytes(8, "little"))
 
 
-def round_trip(value: Any, views: bool = False) -> Any:
+def round_trip(value: Any) -> Any:
     sender, receiver = Codec(), Codec()
     header, buffers, length = sender.encode(value)
     payload = b"".join(buffers)
     assert len(payload) == length
-    return receiver.decode(header, payload, views)
+    return receiver.decode(header, payload)
 
 
 leaves = (
@@ -87,7 +87,7 @@ def test_result_arrives_as_sent(value: Any) -> None:
 def test_views_settle_to_what_would_have_arrived(value: Any) -> None:
     receiver = Codec()
     header, buffers, _ = Codec().encode(value)
-    assert same(receiver.settle(receiver.decode(header, b"".join(buffers), views=True)), arrived(value))
+    assert same(receiver.settle(receiver.decode(header, b"".join(buffers), buffers=codec.REMEMBERED)), arrived(value))
 
 
 @given(values)
@@ -136,6 +136,39 @@ def test_single_buffer_result_takes_the_short_cut_that_means_the_same() -> None:
         assert short[2] == long[2]
 
 
+@pytest.mark.parametrize("buffers", [codec.BYTES, codec.VIEWS, codec.REMEMBERED])
+@pytest.mark.parametrize("value", [b"x" * 600, b"x" * 40000, memoryview(b"y" * 10), memoryview(b"")], ids=len)
+def test_single_buffer_call_takes_the_short_cut_that_means_the_same(value: Any, buffers: int) -> None:
+    header, pieces, _ = Codec().encode([[value]])
+    payload = b"".join(pieces)
+    for form in (payload, memoryview(payload)):
+        arguments, keywords = Codec().decode_call(header, form, buffers)
+        assert keywords is None
+        assert same(arguments, Codec().decode(header, form, buffers)[0])
+
+
+def test_short_cut_does_not_take_what_is_not_the_whole_payload() -> None:
+    header = msgspec.msgpack.encode([[reference(FROM_BUFFER, 0, 4)]])
+    arguments, _ = Codec().decode_call(header, b"abcdef", codec.VIEWS)
+    assert bytes(arguments[0]) == b"abcd"
+    with pytest.raises(HeaderError):
+        Codec().decode_call(header, b"abc", codec.VIEWS)
+    with pytest.raises(HeaderError):
+        Codec().decode_call(msgspec.msgpack.encode([[reference(9, 0, 6)]]), b"abcdef", codec.VIEWS)
+
+
+@pytest.mark.parametrize("value", [None, 5, {}, [], [5], [{"a": 1}], [[], 5], [[], [1]], "x"])
+def test_request_of_another_shape_is_refused(value: Any) -> None:
+    with pytest.raises(HeaderError):
+        Codec().decode_call(msgspec.msgpack.encode(value), b"", codec.BYTES)
+
+
+def test_elements_of_a_later_version_are_ignored() -> None:
+    header = msgspec.msgpack.encode([[1], {"a": 2}, "later"])
+    assert Codec().decode_call(header, b"", codec.BYTES) == ([1], {"a": 2})
+    assert Codec().decode_call(msgspec.msgpack.encode([[1], None, "later"]), b"", codec.BYTES) == ([1], None)
+
+
 def test_large_buffers_are_referenced_and_small_ones_are_not() -> None:
     large, small = bytearray(COPY_BELOW), bytearray(COPY_BELOW - 1)
     _, buffers, _ = Codec().encode([large, small])
@@ -160,7 +193,7 @@ def test_without_annotation_large_payload_of_bytes_is_copied_once_and_view_is_no
     payload = memoryview(bytes(1 << 20))
     header, _, _ = Codec().encode([bytes(1 << 20)])
     assert type(Codec().decode(header, payload)[0]) is bytes
-    view = Codec().decode(header, payload, views=True)[0]
+    view = Codec().decode(header, payload, codec.VIEWS)[0]
     assert type(view) is memoryview
     assert view.obj is payload.obj
 

@@ -32,7 +32,7 @@ from zcrpc import calibration
 from zcrpc._native import lib
 from zcrpc.address import Address, parse
 from zcrpc.calibration import Receive
-from zcrpc.codec import HeaderError
+from zcrpc.codec import BYTES, VIEWS, HeaderError
 from zcrpc.connection import Connection
 from zcrpc.errors import DeadlineExceeded, Internal, ResourceExhausted, Unavailable, Unimplemented, ZcrpcError
 from zcrpc.reactor import Reactor, ReactorOptions
@@ -122,12 +122,12 @@ _pools_lock = threading.Lock()
 class _Pending:
     """A call that waits for its answer."""
 
-    __slots__ = ("connection", "future", "stream", "tick", "token", "views")
+    __slots__ = ("buffers", "connection", "future", "stream", "tick", "token")
 
-    def __init__(self, connection: ClientConnection, stream: int, views: bool) -> None:
+    def __init__(self, connection: ClientConnection, stream: int, buffers: int) -> None:
         self.connection = connection
         self.stream = stream
-        self.views = views
+        self.buffers = buffers  # how those of the result are decoded
         self.future: asyncio.Future[Any] = connection.reactor.loop.create_future()
         self.tick = 0
         self.token = 0
@@ -208,7 +208,7 @@ class ClientConnection(Connection):
         while stream in self.pending or stream == _STREAMS:
             stream = stream + 1 if stream < _STREAMS else 1
         self._next_stream = stream
-        pending = _Pending(self, stream, result is not None and result.views)
+        pending = _Pending(self, stream, VIEWS if result is not None and result.views else BYTES)
         self.requests += 1
         deadline_ms = 0
         if until is not None:
@@ -304,7 +304,7 @@ class ClientConnection(Connection):
             return
         codec = self.reactor.codec
         try:
-            parts = codec.decode(header, payload, pending.views)
+            parts = codec.decode(header, payload, pending.buffers)
         except HeaderError as error:
             pending.future.set_exception(Internal(f"{self.name}: a response does not decode: {error}"))
             return
@@ -470,14 +470,17 @@ class _Proxy:
         return self._client
 
 
-@functools.cache
-def _proxy_class(service: Any) -> type[_Proxy]:
+_proxy_classes: dict[type[Service], type[_Proxy]] = {}
+
+
+def _proxy_class(service: type[Service]) -> type[_Proxy]:
+    known = _proxy_classes.get(service)
+    if known is not None:
+        return known
     methods = {attribute: _proxy_method(service, plan) for attribute, plan in plans(service).items()}
-    return type(
-        service.__name__,
-        (_Proxy,),
-        {"__slots__": (), "__doc__": service.__doc__, "__module__": service.__module__, **methods},
-    )
+    namespace = {"__slots__": (), "__doc__": service.__doc__, "__module__": service.__module__, **methods}
+    made = _proxy_classes[service] = type(service.__name__, (_Proxy,), namespace)
+    return made
 
 
 def _proxy_method(service: type[Service], plan: Plan) -> Callable[..., Any]:

@@ -43,12 +43,22 @@ COPY_BELOW: Final = 16384
 
 Buffers: TypeAlias = list[bytes | memoryview]
 
+# How buffers are decoded that were `bytes`: as that; as views over the payload, lest 16 MiB be copied only to be looked
+# at; or as views that are remembered, so that `settle` can still tell them from others.
+BYTES: Final = 0
+VIEWS: Final = 1
+REMEMBERED: Final = 2
+
 _PADDING: Final = bytes(ALIGNMENT)
 _reference: Final = struct.Struct("<QQ")
 # [Ext] with a reference, as msgpack: the whole header of a response that is one buffer.
-_single: Final = struct.Struct("<3sQQ")
-_SINGLE_BYTES: Final = b"\x91\xd8\x01"
-_SINGLE_BUFFER: Final = b"\x91\xd8\x02"
+SINGLE: Final = struct.Struct("<3sQQ")
+# [[Ext]] with a reference: the whole header of a request whose only argument is a buffer.
+_single_call: Final = struct.Struct("<3sBQQ")
+_SINGLE_CALL: Final = b"\x91\x91\xd8"
+_SINGLE_CALL_SIZE: Final = _single_call.size
+SINGLE_BYTES: Final = b"\x91\xd8\x01"
+SINGLE_BUFFER: Final = b"\x91\xd8\x02"
 
 # What can hold no buffer: encoded as it is.
 _PLAIN: Final = frozenset(
@@ -75,7 +85,17 @@ class HeaderError(ValueError):
 class Codec:
     """Encodes and decodes headers."""
 
-    __slots__ = ("_buffers", "_decoder", "_encoder", "_end", "_length", "_lifters", "_payload", "_views", "stems")
+    __slots__ = (
+        "_buffers",
+        "_decoder",
+        "_encoder",
+        "_end",
+        "_length",
+        "_lifters",
+        "_mode",
+        "_payload",
+        "_stems",
+    )
 
     def __init__(self) -> None:
         self._encoder = msgspec.msgpack.Encoder()
@@ -86,8 +106,8 @@ class Codec:
         self._length = 0
         self._payload: bytes | memoryview = b""
         self._end = 0
-        self._views = False
-        self.stems: dict[int, memoryview] = {}
+        self._mode = BYTES
+        self._stems: dict[int, memoryview] = {}
 
     # ---- out
 
@@ -112,11 +132,11 @@ class Codec:
         if kind is memoryview:
             piece = snapshot(result)
             length = piece.nbytes if type(piece) is memoryview else len(piece)
-            return _single.pack(_SINGLE_BUFFER, 0, length), [piece], length
+            return SINGLE.pack(SINGLE_BUFFER, 0, length), [piece], length
         if kind is bytes:
             length = len(result)
             if length >= INLINE_BELOW:
-                return _single.pack(_SINGLE_BYTES, 0, length), [result], length
+                return SINGLE.pack(SINGLE_BYTES, 0, length), [result], length
         elif result is None:
             return b"", [], 0
         elif kind not in _PLAIN:
@@ -199,18 +219,13 @@ class Codec:
 
     # ---- in
 
-    def decode(self, header: bytes, payload: bytes | memoryview = b"", views: bool = False) -> Any:
-        """The value of a header. HeaderError says what is wrong with it.
-
-        views: buffers that were `bytes` arrive as views too, and `stems` remembers those: for methods whose annotations
-        ask for a view, lest 16 MiB be copied only to be looked at. See `settle`.
-        """
+    def decode(self, header: bytes, payload: bytes | memoryview = b"", buffers: int = BYTES) -> Any:
+        """The value of a header. HeaderError says what is wrong with it. buffers: BYTES, VIEWS or REMEMBERED."""
         self._payload = payload
         self._length = len(payload)
         self._end = 0
-        self._views = views
-        if self.stems:
-            self.stems = {}
+        self._mode = buffers
+        self.forget()
         try:
             return self._decoder.decode(header)
         except HeaderError:
@@ -220,13 +235,40 @@ class Codec:
         finally:
             self._payload = b""
 
+    def decode_call(
+        self, header: bytes, payload: bytes | memoryview, buffers: int
+    ) -> tuple[list[Any], dict[str, Any] | None]:
+        """Arguments and keywords of a request, with a short cut where the only argument is the whole payload."""
+        if len(header) == _SINGLE_CALL_SIZE:
+            prefix, code, offset, length = _single_call.unpack(header)
+            if prefix == _SINGLE_CALL and offset == 0 and length == len(payload) and buffers != REMEMBERED:
+                if code == FROM_BUFFER or (code == FROM_BYTES and buffers):
+                    return [memoryview(payload)], None
+                if code == FROM_BYTES:
+                    return [bytes(payload)], None
+        if not header:
+            return [], None
+        call = self.decode(header, payload, buffers)
+        if type(call) is not list or not call or type(call[0]) is not list:
+            raise HeaderError("the header of a request is [arguments] or [arguments, keywords]")
+        if len(call) == 1 or not call[1]:
+            return call[0], None
+        if type(call[1]) is not dict:
+            raise HeaderError("keywords are a map")
+        return call[0], call[1]
+
+    def forget(self) -> None:
+        """Lets go of what was remembered; it keeps the payload alive."""
+        if self._stems:
+            self._stems = {}
+
     def settle(self, value: Any) -> Any:
-        """A value decoded with `views`, where nothing was annotated: what was sent as `bytes` is `bytes`."""
-        if not self.stems:
+        """A value decoded as REMEMBERED, where nothing was annotated: what was sent as `bytes` is `bytes`."""
+        if not self._stems:
             return value
         kind = type(value)
         if kind is memoryview:
-            return bytes(value) if id(value) in self.stems else value
+            return bytes(value) if id(value) in self._stems else value
         if kind is list:
             return [self.settle(item) for item in value]
         if kind is dict:
@@ -246,10 +288,11 @@ class Codec:
         payload = self._payload
         whole = length == self._length
         if code == FROM_BYTES:
-            if not self._views:
+            if self._mode == BYTES:
                 return bytes(payload if whole else payload[offset:end])
             view = memoryview(payload) if whole else memoryview(payload)[offset:end]
-            self.stems[id(view)] = view
+            if self._mode == REMEMBERED:
+                self._stems[id(view)] = view
             return view
         if code == FROM_BUFFER:
             return memoryview(payload) if whole else memoryview(payload)[offset:end]

@@ -120,7 +120,8 @@ class Connection:
                 pieces.append(header)
             if length:
                 pieces.extend(buffers)
-            reactor.wake()
+            if not reactor.submits:
+                reactor.wake()
             return 0
         head = FRAME.pack(kind, 0, method, stream, size, deadline_ms, length) + header
         token, holds = reactor.send_referenced(self.number, head, buffers)

@@ -7,16 +7,17 @@ first line on, so the first step cannot simply be a bare `coroutine.send(None)`.
 From Python 3.12 on asyncio has the answer: a task with `eager_start=True` runs its first step in its constructor
 (`TaskRunner`).
 
-On 3.11 `WorkerRunner` does the same with *parked workers*, tasks of our own that wait for work, each with a context of
-its own:
+On 3.11 `WorkerRunner` does the same with *parked workers*, tasks of our own that wait for work, each with a context and
+a *driver* of its own, a generator that awaits one coroutine after the other:
 
-  1. A parked worker is made the current task, and the handler's coroutine is stepped by hand inside the worker's
-     context.
+  1. A parked worker is made the current task, and its driver is sent the handler's coroutine inside the worker's
+     context, which runs the first step. (A driver, because the result of `yield from` comes without a StopIteration:
+     that halves the cost.)
   2. It returns or raises: the worker never noticed, and goes on being parked. It is used again only if the handler left
      no trace: its context still equals the template's (O(1) while untouched), and nobody asked it to cancel.
-  3. It yields a future: coroutine and future are handed to the worker, which is woken, yields the *same* future to its
-     own task (whose blocking flag is still set, so the task cannot tell the difference) and drives the coroutine to its
-     end, as a task would.
+  3. It yields a future: driver and future are handed to the worker, which is woken, yields the *same* future to its own
+     task (whose blocking flag is still set, so the task cannot tell the difference) and takes the driver on until the
+     coroutine ends, as a task would.
 
 Between 3's hand-over and the worker's next step someone may cancel the task. Then the worker finds CancelledError where
 it waited for work, and does what Task.cancel would have done: cancels the future that the handler waits for, or, where
@@ -59,14 +60,14 @@ class Suspended:
 
 
 class _Job(Suspended):
-    """What a worker drives."""
+    """A handler that a worker takes to its end."""
 
     __slots__ = ("_finish", "coroutine", "worker", "yielded")
 
-    def __init__(self, coroutine: Handler, worker: _Worker, yielded: Any) -> None:
-        self.coroutine = coroutine
-        self.yielded = yielded
+    def __init__(self, worker: _Worker, coroutine: Handler | None, yielded: Any) -> None:
         self.worker: _Worker | None = worker
+        self.coroutine = coroutine  # to be run from its start; None: the worker's driver has begun it
+        self.yielded = yielded  # what it waits for, if it has begun
         self._finish: Finish | None = None
 
     def then(self, finish: Finish) -> None:
@@ -82,26 +83,42 @@ class _Job(Suspended):
             self._finish(result, error)
 
 
-class _NotStarted:
-    """Stands where the yielded future of a coroutine would be that has not run yet."""
-
-
-_NOT_STARTED = _NotStarted()
+_DONE = object()  # what a driver yields when it wants the next coroutine
 
 
 class _Worker:
-    """A task that is parked, or drives one job."""
+    """A task that is parked, or works on one job."""
 
-    __slots__ = ("context", "job", "parked", "run", "runner", "task")
+    __slots__ = ("context", "driver", "error", "job", "parked", "result", "run", "runner", "send", "task")
 
     def __init__(self, runner: WorkerRunner, coroutine: Handler) -> None:
         self.runner = runner
         self.context = runner.template.copy()
         self.run = self.context.run
-        self.job: _Job | None = _Job(coroutine, self, _NOT_STARTED)
+        self.result: Any = None  # of the coroutine that the driver has ended
+        self.error: BaseException | None = None
+        self.job: _Job | None = _Job(self, coroutine, None)
         self.parked: asyncio.Future[None] | None = None
+        self.start_driver()
         self.task = asyncio.Task(self._live(), loop=runner.loop, context=self.context)
         self.task.add_done_callback(self._ended)
+
+    def start_driver(self) -> None:
+        self.driver = self._drive()
+        self.send = self.driver.send
+        self.send(None)
+
+    @types.coroutine
+    def _drive(self) -> Generator[Any, Any, None]:
+        while True:
+            coroutine = yield _DONE
+            try:
+                self.result = yield from coroutine
+            except (Exception, asyncio.CancelledError) as error:
+                self.error = error
+            del coroutine
+            if self.job is not None:  # handed over meanwhile: the worker goes on
+                return
 
     def untouched(self) -> bool:
         """Whether the last handler left nothing behind that the next one could see."""
@@ -116,10 +133,16 @@ class _Worker:
         cancelled: asyncio.CancelledError | None = None
         while self.job is not None:
             job, result, error = self.job, None, None
-            try:
-                result = await _drive(job.coroutine, job.yielded, cancelled)
-            except (Exception, asyncio.CancelledError) as caught:
-                error = caught
+            if job.coroutine is None:
+                await _resume(self.driver, job.yielded, cancelled)
+                result, error = self.result, self.error
+                self.result = self.error = None
+                self.start_driver()
+            else:
+                try:
+                    result = await job.coroutine
+                except (Exception, asyncio.CancelledError) as caught:
+                    error = caught
             self.job = cancelled = None
             job.done(result, error)
             del job, result, error  # a parked worker must not keep a payload alive
@@ -135,7 +158,8 @@ class _Worker:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self.runner.forget(self)
         job, self.job = self.job, None
-        if job is not None:  # cancelled before its first step, so the coroutine never ran, as with any task
+        if job is not None and job.coroutine is not None:
+            # Cancelled before its first step, so the coroutine never ran, as with any task.
             job.coroutine.close()
             job.done(None, asyncio.CancelledError())
         elif not task.cancelled():
@@ -143,15 +167,14 @@ class _Worker:
 
 
 @types.coroutine
-def _drive(coroutine: Handler, yielded: Any, error: BaseException | None) -> Generator[Any, Any, Any]:
-    """Takes a coroutine that has yielded `yielded` to its end inside the current task. `error`: what the task was
-    cancelled with meanwhile."""
+def _resume(driver: Generator[Any, Any, None], yielded: Any, error: BaseException | None) -> Generator[Any, Any, None]:
+    """Takes a driver that has yielded `yielded` to the end of its coroutine, inside the current task. `error`: what the
+    task was cancelled with meanwhile."""
     try:
-        if yielded is _NOT_STARTED or (
-            yielded is None and error is None
-        ):  # a bare yield: the tick it asked for has passed
-            return (yield from coroutine)
-        if error is not None and yielded is not None and yielded.cancel():
+        if error is None:
+            if yielded is None:  # a bare yield: the tick that it asked for has passed
+                return (yield from driver)
+        elif yielded is not None and yielded.cancel():
             error = None
         while True:
             if error is None:
@@ -160,11 +183,11 @@ def _drive(coroutine: Handler, yielded: Any, error: BaseException | None) -> Gen
                 except BaseException as caught:
                     error = caught
                 else:
-                    return (yield from coroutine)
-            yielded = coroutine.throw(error)
+                    return (yield from driver)
+            yielded = driver.throw(error)
             error = None
-    except StopIteration as stop:
-        return stop.value
+    except StopIteration:
+        return None
 
 
 class WorkerRunner:
@@ -180,28 +203,34 @@ class WorkerRunner:
         """Runs the coroutine's first step. Its result if that was all, its exception if it raised one, else a
         `Suspended`."""
         if not self._parked:
-            worker = _Worker(self, coroutine)
-            assert worker.job is not None
-            return worker.job
+            job = _Worker(self, coroutine).job
+            assert job is not None
+            return job
         worker = self._parked[-1]
         loop, task = self.loop, worker.task
         _enter_task(loop, task)
         try:
-            yielded = worker.run(coroutine.send, None)
-        except StopIteration as stop:
-            if not worker.untouched():
-                self._retire(worker)
-            return stop.value
-        except BaseException:
-            if not worker.untouched():
-                self._retire(worker)
+            yielded = worker.run(worker.send, coroutine)
+        except BaseException:  # KeyboardInterrupt, SystemExit: the driver has ended with it
+            self._retire(worker)
             raise
         finally:
             _leave_task(loop, task)
-        self._parked.pop()
-        job = _Job(coroutine, worker, yielded)
-        worker.hand_over(job)
-        return job
+        if yielded is not _DONE:
+            self._parked.pop()
+            job = _Job(worker, None, yielded)
+            worker.hand_over(job)
+            return job
+        if worker.context != self.template or task.cancelling():
+            self._retire(worker)
+        if worker.error is not None:
+            error, worker.error = worker.error, None
+            try:
+                raise error
+            finally:
+                del error  # its traceback has this frame
+        result, worker.result = worker.result, None
+        return result
 
     def park(self, worker: _Worker) -> bool:
         """Takes a worker back. False if there are enough."""

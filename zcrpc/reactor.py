@@ -73,13 +73,13 @@ class Reactor:
         "_next_token",
         "_poll",
         "_submit",
-        "_submit_scheduled",
         "_sweeper",
         "codec",
         "connections",
         "deadlines",
         "loop",
         "pieces",
+        "submits",
         "wake",
     )
 
@@ -101,7 +101,7 @@ class Reactor:
         self._submit = lib.zc_reactor_submit
         self._batches = [self._batch(index) for index in range(lib.ZC_BATCHES)]
         self._next_token = 0
-        self._submit_scheduled = False
+        self.submits = False  # pieces will be submitted without anybody waking us
         self.loop = loop
         self.codec = Codec()
         self.deadlines = Deadlines(loop)
@@ -165,12 +165,12 @@ class Reactor:
                 _log.error("frames could not be submitted: errno %d", -code)
 
     def _schedule_submit(self) -> None:
-        if not self._submit_scheduled:
-            self._submit_scheduled = True
+        if not self.submits:
+            self.submits = True
             self.loop.call_soon(self._submit_soon)
 
     def _submit_soon(self) -> None:
-        self._submit_scheduled = False
+        self.submits = False
         if self._handle is not None:
             self.flush()
 
@@ -190,7 +190,7 @@ class Reactor:
         events, data = batch
         connections = self.connections
         # Until the batch is done nobody needs to be woken to submit: that is done below.
-        scheduled, self._submit_scheduled = self._submit_scheduled, True
+        scheduled, self.submits = self.submits, True
         iterator = _unpack_events(events[: count * _EVENT_SIZE])
         try:
             for (
@@ -251,7 +251,7 @@ class Reactor:
                     lib.zc_lease_release(ffi.cast("struct zc_lease *", event[3]))
             raise
         finally:
-            self._submit_scheduled = scheduled
+            self.submits = scheduled
             if self._handle is not None:
                 self.flush()
 

@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import stat
+import struct
 from collections.abc import Callable, Generator
 from types import CoroutineType, TracebackType
 from typing import Any, Final
@@ -21,15 +22,15 @@ from zcrpc import calibration
 from zcrpc._native import lib
 from zcrpc.address import Address, parse
 from zcrpc.calibration import Receive
-from zcrpc.codec import HeaderError
+from zcrpc.codec import SINGLE, SINGLE_BUFFER, HeaderError
 from zcrpc.connection import Connection
 from zcrpc.eager import Runner, Suspended
-from zcrpc.errors import FailedPrecondition, InvalidArgument, ResourceExhausted, Status, ZcrpcError, failure
+from zcrpc.errors import FailedPrecondition, ResourceExhausted, Status, ZcrpcError, failure
 from zcrpc.reactor import Reactor, ReactorOptions
 from zcrpc.regions import RegionMap
 from zcrpc.service import Plan, Service, plans
 from zcrpc.stats import Stats, collect
-from zcrpc.wire import REQUEST, RESPONSE, Hello, Limits
+from zcrpc.wire import FRAME, RECORD_FRAME, REQUEST, RESPONSE, Hello, Limits
 
 _log = logging.getLogger("zcrpc.server")
 
@@ -46,7 +47,12 @@ _CLEANUP_SECONDS: Final = 1.0
 # after 1 s.
 _FAREWELL_SECONDS: Final = 1.5
 
-_Handlers = list[tuple[Plan, Callable[..., Any]] | None]
+# A response that is one buffer: record, frame and header.
+_pack_single: Final = struct.Struct(RECORD_FRAME.format + SINGLE.format[1:]).pack
+_SINGLE_HEADER_SIZE: Final = SINGLE.size
+_SINGLE_FRAME_SIZE: Final = FRAME.size + SINGLE.size
+
+_Handlers = dict[int, tuple[Plan, Callable[..., Any]]]
 
 
 class Call:
@@ -80,6 +86,7 @@ class Call:
         """The handler is done."""
         connection = self.connection
         connection.running -= 1
+        connection.be_careful()
         if self.tick:
             connection.reactor.deadlines.discard(self.tick, self)
         if not self.answered:
@@ -94,7 +101,7 @@ class Call:
 class ServerConnection(Connection):
     """The serving end of a connection."""
 
-    __slots__ = ("admitted", "calls", "handlers", "running", "server", "start", "tick")
+    __slots__ = ("admitted", "calls", "careful", "handlers", "running", "server", "start", "tick")
 
     def __init__(self, server: Server, reactor: Reactor, fd: int, mapping: bool, hello: Hello, name: str) -> None:
         self.server = server
@@ -103,6 +110,7 @@ class ServerConnection(Connection):
         self.calls: dict[int, Call] = {}  # those that wait for an answer
         self.running = 0  # handlers that have suspended, those included that nobody waits for
         self.admitted = True
+        self.careful = server.closing
         super().__init__(reactor, fd, mapping, hello, name, _log)
         self.tick = reactor.deadlines.add(server.hello_timeout, self)
 
@@ -118,10 +126,15 @@ class ServerConnection(Connection):
         if not self.admitted:
             self.disconnect("too many connections")
 
+    def be_careful(self) -> None:
+        """Whether a call may be refused, or be on a stream that is in use, is looked at only when it can be."""
+        self.careful = self.running > 0 or self.server.closing or not self.admitted
+
     def refuse(self) -> None:
         """There are too many connections: says so, and closes when the peer's hello is there, lest unread input destroy
         the message."""
         self.admitted = False
+        self.be_careful()
         self.send_goaway(
             Status.RESOURCE_EXHAUSTED, f"the server has {self.server.max_connections} connections, its limit"
         )
@@ -129,39 +142,22 @@ class ServerConnection(Connection):
     # ---- calls
 
     def request(self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview) -> None:
-        server = self.server
-        server.requests += 1
-        handlers = self.handlers
-        served = handlers[method] if method < len(handlers) else None
-        if served is None:
+        self.server.requests += 1
+        try:
+            plan, handler = self.handlers[method]
+        except KeyError:
             self.fail(stream, Status.UNIMPLEMENTED, f"there is no method {method}")
             return
-        plan, handler = served
-        if self.running or server.closing or not self.admitted or not stream:
-            if stream in self.calls or not stream:
-                self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
-                return
-            why = self._why_not()
-            if why is not None:
-                self.fail(stream, *why)
-                return
+        if (self.careful or not stream) and not self._may_begin(stream):
+            return
+        codec = self.reactor.codec
         try:
-            if not header:
-                result = handler(*plan.bind([], self.reactor.codec))
+            arguments, keywords = codec.decode_call(header, payload, plan.buffers)
+            if keywords is None:
+                result = handler(*plan.bind(arguments, codec))
             else:
-                codec = self.reactor.codec
-                call = codec.decode(header, payload, plan.views)
-                if type(call) is not list or not call or type(call[0]) is not list:
-                    raise InvalidArgument(
-                        f"{plan.name}(): the header of a request is [arguments] or [arguments, keywords]"
-                    )
-                if len(call) > 1 and call[1]:
-                    if type(call[1]) is not dict:
-                        raise InvalidArgument(f"{plan.name}(): keywords are a map")
-                    arguments, keywords = plan.bind_named(call[0], call[1], codec)
-                    result = handler(*arguments, **keywords)
-                else:
-                    result = handler(*plan.bind(call[0], codec))
+                arguments, keywords = plan.bind_named(arguments, keywords, codec)
+                result = handler(*arguments, **keywords)
             if type(result) is CoroutineType:
                 result = self.start(result)
                 if isinstance(result, Suspended):
@@ -173,6 +169,16 @@ class ServerConnection(Connection):
             self.fail_with(stream, plan, error)
         else:
             self.reply(stream, plan, result)
+
+    def _may_begin(self, stream: int) -> bool:
+        """Refuses a call that is not served now."""
+        if not stream or stream in self.calls:
+            self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
+            return False
+        why = self._why_not()
+        if why is not None:
+            self.fail(stream, *why)
+        return why is None
 
     def _why_not(self) -> tuple[Status, str] | None:
         """Why a call is not served now."""
@@ -190,12 +196,39 @@ class ServerConnection(Connection):
         suspended.then(call.finish)
         self.calls[stream] = call
         self.running += 1
+        self.careful = True
         self.server.calls += 1
         if deadline_ms:
             call.tick = self.reactor.deadlines.add(deadline_ms / 1000, call)
 
     def reply(self, stream: int, plan: Plan, result: Any) -> None:
         """Ends a call with its result."""
+        if type(result) is memoryview:
+            length = result.nbytes
+            if length < self._reference_from and type(result.obj) is bytes and result.c_contiguous:
+                # The commonest shape, packed in one go; what follows would do the same.
+                reactor = self.reactor
+                reactor.pieces += (
+                    _pack_single(
+                        self.number,
+                        _SINGLE_FRAME_SIZE + length,
+                        0,
+                        RESPONSE,
+                        0,
+                        0,
+                        stream,
+                        _SINGLE_HEADER_SIZE,
+                        0,
+                        length,
+                        SINGLE_BUFFER,
+                        0,
+                        length,
+                    ),
+                    result,
+                )
+                if not reactor.submits:
+                    reactor.wake()
+                return
         try:
             header, buffers, length = self.reactor.codec.encode_result(result)
             limits = self.peer.limits
@@ -532,6 +565,7 @@ class Server:
         for listener in list(self._listeners):
             self._stop_listening(listener)
         for connection in self._connections:
+            connection.be_careful()
             connection.send_goaway(Status.UNAVAILABLE, "the server is going away")
         try:
             await self._until(lambda: not self.calls, grace)
@@ -570,7 +604,7 @@ class Server:
 
 def _table(services: tuple[Service, ...]) -> tuple[_Handlers, dict[str, int]]:
     """Handlers by number, and numbers by name. Numbers begin with 1."""
-    handlers: _Handlers = [None]
+    handlers: _Handlers = {}
     numbers: dict[str, int] = {}
     for service in services:
         if isinstance(service, type) and issubclass(service, Service):
@@ -583,8 +617,8 @@ def _table(services: tuple[Service, ...]) -> tuple[_Handlers, dict[str, int]]:
         for plan in found.values():
             if plan.name in numbers:
                 raise ValueError(f"two services have a method {plan.name}")
-            numbers[plan.name] = len(handlers)
-            handlers.append((plan, getattr(service, plan.attribute)))
+            number = numbers[plan.name] = len(handlers) + 1
+            handlers[number] = plan, getattr(service, plan.attribute)
     return handlers, numbers
 
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final, TypeVar, overload
 
 import msgspec
 
-from zcrpc.codec import Codec
+from zcrpc.codec import BYTES, REMEMBERED, VIEWS, Codec
 from zcrpc.errors import InvalidArgument
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -100,28 +100,36 @@ class Plan:
     extra: Parameter | None  # **kwargs
     required: int  # positional parameters without default
     result: Converter | None
-    exact: tuple[type | None, ...]  # per positional parameter: the type that needs no conversion; None: anything goes
-    views: bool  # buffers are to be decoded as views
-    settles: bool  # … and some parameters did not ask for that
+    exact: list[type]  # of positional arguments that need no conversion at all
+    converts: bool  # arguments of other types do
+    buffers: int  # how they are to be decoded: BYTES, VIEWS, REMEMBERED
 
     def bind(self, arguments: list[Any], codec: Codec) -> list[Any]:
         """Positional arguments, converted in place. InvalidArgument names the one that is wrong."""
+        if [*map(type, arguments)] == self.exact:
+            return arguments
         count = len(arguments)
-        if count > len(self.exact) or count < self.required:
-            return self._bind_odd(arguments, codec)
-        for value, exact in zip(arguments, self.exact, strict=False):
-            if exact is not None and type(value) is not exact:
+        try:
+            if count > len(self.positional) or count < self.required:
+                return self._bind_odd(arguments, codec)
+            if self.converts:
                 self._convert(arguments, codec)
-                break
-        else:
-            if self.settles:
-                self._convert(arguments, codec)
+        finally:
+            codec.forget()
         return arguments
 
     def bind_named(
         self, arguments: list[Any], keywords: dict[str, Any], codec: Codec
     ) -> tuple[list[Any], dict[str, Any]]:
         """Positional arguments and keywords, converted. InvalidArgument names the one that is wrong."""
+        try:
+            return self._bind_named(arguments, keywords, codec)
+        finally:
+            codec.forget()
+
+    def _bind_named(
+        self, arguments: list[Any], keywords: dict[str, Any], codec: Codec
+    ) -> tuple[list[Any], dict[str, Any]]:
         given = {parameter.name for parameter in self.positional[: len(arguments)]}
         bound: dict[str, Any] = {}
         for name, value in keywords.items():
@@ -242,6 +250,7 @@ def _plan(service: type[Service], attribute: str, wire_name: str) -> Plan:
                 named[declared.name] = parameter
     everything = [*positional, *named.values(), *(each for each in (rest, extra) if each)]
     views = any(parameter.converter is not None and parameter.converter.views for parameter in everything)
+    mixed = any(parameter.converter is None or parameter.converter.anything for parameter in everything)
     needs_names = any(parameter.required and parameter not in positional for parameter in named.values())
     return Plan(
         name=name,
@@ -254,20 +263,18 @@ def _plan(service: type[Service], attribute: str, wire_name: str) -> Plan:
         # A keyword that must be given makes every positional call an odd one.
         required=1 << 30 if needs_names else sum(parameter.required for parameter in positional),
         result=_converter(f"{name}(): its result", hints.get("return", Any)),
-        exact=tuple(_exact(parameter.converter) for parameter in positional),
-        views=views,
-        settles=views and any(parameter.converter is None or parameter.converter.anything for parameter in everything),
+        exact=[_exact(parameter.converter) for parameter in positional],
+        converts=any(parameter.converter is not None for parameter in everything),
+        buffers=BYTES if not views else REMEMBERED if mixed else VIEWS,
     )
 
 
 class _Never:
-    """No value is of exactly this type: always convert."""
+    """No value is of exactly this type."""
 
 
-def _exact(converter: Converter | None) -> type | None:
-    if converter is None:
-        return None
-    return converter.exact or _Never
+def _exact(converter: Converter | None) -> type:
+    return _Never if converter is None or converter.exact is None else converter.exact
 
 
 def _converter(what: str, annotation: Any) -> Converter | None:
