@@ -15,6 +15,7 @@
 
 #define PAGE 4096u
 #define EVENTS 256
+#define SEND_BUFFER (512 << 10) /* bytes; takes a padded request of one segment at once */
 
 static int fill_random(unsigned char *at, size_t size) {
     while (size > 0) {
@@ -102,7 +103,9 @@ static int open_connection(struct load *load, struct load_connection *connection
     connection->fd = connect_loopback(load->options->port);
     if (connection->fd < 0)
         return connection->fd;
-    int greeted = measure_segment(load, connection->fd);
+    int greeted = measure_segment(load, connection->fd), room = SEND_BUFFER;
+    if (greeted == 0 && load->options->padded && setsockopt(connection->fd, SOL_SOCKET, SO_SNDBUF, &room, sizeof room) < 0)
+        greeted = -errno;
     if (greeted == 0 && load->options->protocol == ZC_LOAD_ZCRPC)
         greeted = greet(load, connection->fd);
     struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = connection};
@@ -195,7 +198,7 @@ static int set_up(struct load *load) {
         if (opened < 0)
             return opened;
     }
-    return 0;
+    return load_open_pipe(load);
 }
 
 static void tear_down(struct load *load) {
@@ -207,6 +210,10 @@ static void tear_down(struct load *load) {
     }
     if (load->epoll >= 0)
         close(load->epoll);
+    if (load->pipe[0] >= 0) {
+        close(load->pipe[0]);
+        close(load->pipe[1]);
+    }
     free(load->connections);
     free(load->scratch);
     free(load->pieces);
@@ -250,7 +257,7 @@ int zc_load_run(const struct zc_load_options *options, struct zc_load_result *re
     if (load == NULL)
         return -ENOMEM;
     load->options = options;
-    load->epoll = -1;
+    load->epoll = load->pipe[0] = load->pipe[1] = -1;
     int ran = set_up(load);
     if (ran == 0)
         ran = measure(load);

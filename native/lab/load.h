@@ -69,6 +69,7 @@ struct load {
     struct load_connection *connections;
     uint32_t open;
     size_t segment;             /* bytes of whole pages that fit a segment of these connections */
+    int pipe[2];                /* padded requests that fit one segment go through it; else -1 */
     uint64_t issued, completed; /* requests ever queued, ever answered */
     unsigned char *scratch;     /* LOAD_SCRATCH bytes that every receive goes to */
     struct zc_load_result result;
@@ -76,6 +77,8 @@ struct load {
 };
 
 int load_build_pieces(struct load *load);
+/* Opens the pipe, if it is of use. 0, or a negative errno. */
+int load_open_pipe(struct load *load);
 /* Sends what is queued until the socket takes no more. 0, or a negative errno: the connection is broken. */
 int load_send(struct load *load, struct load_connection *connection);
 int load_drain_completions(struct load_connection *connection);

@@ -1,8 +1,10 @@
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include "lab/load.h"
 #include "lock/atomics.h"
@@ -112,8 +114,36 @@ static size_t limit(struct iovec *iov, size_t count, size_t most) {
     return count;
 }
 
+int load_open_pipe(struct load *load) {
+    const struct zc_load_options *options = load->options;
+    const struct load_piece *only = &load->pieces[0];
+    if (!options->padded || options->in_flight > 1 || load->piece_count > 1 || only->head_length >= PAGE)
+        return 0;
+    if (only->length + only->padding > load->segment - PAGE) /* the head needs room too */
+        return 0;
+    return pipe2(load->pipe, O_CLOEXEC | O_NONBLOCK) < 0 ? -errno : 0;
+}
+
+/* A whole padded request as one segment, head and pages: a pipe's pages go into the packet as they are, behind the head, whereas those of
+ * MSG_ZEROCOPY are put together anew on loopback, and would be shifted by it. With one request in flight the socket's buffer is empty, so
+ * that all of it is taken. */
+static ssize_t send_through_pipe(const struct load *load, struct load_connection *connection) {
+    const struct load_piece *piece = &load->pieces[0];
+    struct iovec iov[3];
+    size_t count = 0;
+    ssize_t pages = (ssize_t)(piece->length + piece->padding), head = (ssize_t)piece->head_length;
+    stamp_heads(load, connection->sending, 0, 1);
+    add_piece(load, piece, &connection->slots[connection->sending], 0, false, iov, &count);
+    bool sent = writev(load->pipe[1], iov + 1, (int)count - 1) == pages &&
+                send(connection->fd, piece->head, piece->head_length, MSG_NOSIGNAL | MSG_DONTWAIT | MSG_MORE) == head &&
+                splice(load->pipe[0], NULL, connection->fd, NULL, (size_t)pages, SPLICE_F_NONBLOCK) == pages;
+    return sent ? head + pages : -EPIPE;
+}
+
 /* One send from where the slot under way stands. Returns the bytes taken or a negative errno. */
 static ssize_t send_once(const struct load *load, struct load_connection *connection) {
+    if (load->pipe[0] >= 0)
+        return send_through_pipe(load, connection);
     const struct load_slot *slot = &connection->slots[connection->sending];
     const struct load_piece *piece = &load->pieces[connection->piece];
     bool in_head = connection->piece_done < piece->head_length;
