@@ -140,7 +140,7 @@ static void load_tells_right_from_wrong(void) {
     result = load_raw(CORRUPTS);
     CHECK(result.requests == 500 && result.mismatches > 0);
     result = load_raw(DIES);
-    CHECK(result.requests < 500 && result.errors == 4); /* the four that were in flight */
+    CHECK(result.requests < 500 && result.errors >= 1 && result.errors <= 4); /* those that were in flight */
     const struct zc_load_options nobody = {
         .protocol = ZC_LOAD_RAW, .port = 1, .connections = 1, .in_flight = 1, .payload = 1, .seconds = 1};
     CHECK(zc_load_run(&nobody, &result) == -ECONNREFUSED);
