@@ -270,11 +270,12 @@ static void end_chunk(struct zc_outbound *out, struct zc_tokens *done, struct zc
     item->head_sent = 0;
 }
 
-static ssize_t send_vectors(int fd, struct iovec *vectors, int n, int flags) {
-    struct msghdr message = {.msg_iov = vectors, .msg_iovlen = (size_t)n};
+ssize_t zc_send_vectors(int fd, struct iovec *vectors, int count, int flags) {
+    struct msghdr message = {.msg_iov = vectors, .msg_iovlen = (size_t)count};
     ssize_t sent;
-    do
-        sent = sendmsg(fd, &message, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
+    flags |= MSG_DONTWAIT | MSG_NOSIGNAL;
+    do /* send is the cheaper call, and most replies are one piece */
+        sent = count == 1 ? send(fd, vectors->iov_base, vectors->iov_len, flags) : sendmsg(fd, &message, flags);
     while (sent < 0 && errno == EINTR);
     return sent < 0 ? -errno : sent;
 }
@@ -302,7 +303,7 @@ static ssize_t send_ordinary(struct zc_outbound *out, int fd) {
     }
     if (!n)
         return 0;
-    ssize_t sent = send_vectors(fd, vectors, n, flags);
+    ssize_t sent = zc_send_vectors(fd, vectors, n, flags);
     if (sent < 0)
         return sent;
     uint64_t rest = (uint64_t)sent, part = rest < small ? rest : small;
@@ -325,9 +326,9 @@ static ssize_t send_pages(struct zc_outbound *out, int fd, struct zc_tokens *don
     int n = payload_vectors(item, out->segment, vectors, FRAGMENTS);
     if (n > 1 && out->segment > FRAGMENT_PAGES(n) * ZC_PAGE) /* each piece may begin and end inside a page */
         n = payload_vectors(item, FRAGMENT_PAGES(n) * ZC_PAGE, vectors, FRAGMENTS);
-    ssize_t sent = send_vectors(fd, vectors, n, MSG_ZEROCOPY | MSG_EOR);
+    ssize_t sent = zc_send_vectors(fd, vectors, n, MSG_ZEROCOPY | MSG_EOR);
     if (sent == -ENOBUFS && zc_outbound_reports(out, fd, done, counters))
-        sent = send_vectors(fd, vectors, n, MSG_ZEROCOPY | MSG_EOR);
+        sent = zc_send_vectors(fd, vectors, n, MSG_ZEROCOPY | MSG_EOR);
     if (sent > 0) {
         if (!item->zerocopy_sends)
             item->zerocopy_first = out->zerocopy_next;
@@ -335,7 +336,7 @@ static ssize_t send_pages(struct zc_outbound *out, int fd, struct zc_tokens *don
         out->zerocopy_next++;
         counters->zerocopy++;
     } else if (sent == -ENOBUFS) {
-        sent = send_vectors(fd, vectors, n, MSG_EOR);
+        sent = zc_send_vectors(fd, vectors, n, MSG_EOR);
     }
     if (sent > 0)
         payload_sent(item, (uint64_t)sent);

@@ -17,6 +17,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 #include "net/reactor.h"
 
@@ -59,6 +60,9 @@ void zc_tokens_add(struct zc_tokens *tokens, uint64_t token);
 struct zc_send_counters {
     uint64_t frames, bytes, zerocopy, zerocopy_copied;
 };
+
+/* One vectored send that does not wait. Bytes sent, or a negative errno. */
+ssize_t zc_send_vectors(int fd, struct iovec *vectors, int count, int flags);
 
 void zc_outbound_init(struct zc_outbound *out);
 void zc_outbound_free(struct zc_outbound *out);

@@ -64,12 +64,9 @@ static void send_run(struct zc_reactor *r, struct zc_connection *c, struct iovec
     ssize_t sent = 0;
     r->sent.frames += (uint64_t)count;
     if (zc_outbound_empty(&c->out)) {
-        struct msghdr message = {.msg_iov = vectors, .msg_iovlen = (size_t)count};
-        do
-            sent = sendmsg(c->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-        while (sent < 0 && errno == EINTR);
-        if (sent < 0 && errno != EAGAIN) {
-            after_send(r, c, -errno);
+        sent = zc_send_vectors(c->fd, vectors, count, 0);
+        if (sent < 0 && sent != -EAGAIN) {
+            after_send(r, c, (int)sent);
             return;
         }
         if (sent < 0)

@@ -225,6 +225,59 @@ static void small_frames_pass_between_chunks(void) {
     free(source);
 }
 
+/* Requests with headers and payloads, large and small in turn, back to back, so that whatever is received behind one belongs to the next. */
+static void requests_follow_each_other(uint32_t receive, bool mapping) {
+    enum { REQUESTS = 60 };
+    struct zc_map *map = new_map(256 * MIB);
+    struct zc_reactor *server = new_reactor(map, (struct zc_reactor_options){.receive = receive});
+    struct zc_reactor *client = new_reactor(map, (struct zc_reactor_options){0});
+    int fds[2];
+    connect_tcp(fds);
+    CHECK(zc_reactor_add(server, fds[0], mapping) > 0);
+    uint64_t c = (uint64_t)zc_reactor_add(client, fds[1], 0);
+    submit(client, c, hello, NULL, NULL);
+    if (mapping)
+        CHECK(zc_reactor_set_peer(client, c, &(struct zc_peer){ZC_CHUNK_BYTES, 4096}) == 0);
+    unsigned char *source = malloc(2 * MIB), head[ZC_FRAME_SIZE + 40], header[40];
+    fill(source, 2 * MIB, 11);
+    uint64_t lengths[REQUESTS];
+    for (uint32_t i = 0; i < REQUESTS; i++) {
+        lengths[i] = i % 3 == 0 ? 33000 + i * 977 : i % 3 == 1 ? 100 + i : MIB + i * 4099;
+        uint32_t header_length = 1 + i % 40;
+        memset(header, (int)i, sizeof header);
+        struct zc_frame frame = {.kind = ZC_REQUEST, .stream = i + 1, .header_length = header_length, .payload_length = lengths[i]};
+        put_frame(head, frame, header, NULL);
+        struct zc_buffer buffer = {source + i, lengths[i]};
+        CHECK(zc_reactor_send(client, c, head, ZC_FRAME_SIZE + header_length, &buffer, 1, i) >= 0);
+    }
+    uint32_t came = 0;
+    for (int turns = 0; came < REQUESTS && turns < 20000; turns++) {
+        int64_t n = zc_reactor_poll(server, 1);
+        const struct zc_batch *batch = zc_reactor_batch(server, 0);
+        for (int64_t e = 0; e < n; e++) {
+            const struct zc_event *event = &batch->events[e];
+            CHECK(event->kind == ZC_REQUEST || event->kind == ZC_HELLO);
+            if (event->kind == ZC_HELLO)
+                continue;
+            uint32_t i = event->stream - 1;
+            CHECK(i == came && event->payload_length == lengths[i] && event->header_length == 1 + i % 40);
+            for (uint32_t k = 0; k < event->header_length; k++)
+                CHECK(batch->data[event->header + k] == i);
+            const unsigned char *payload = event->lease ? (const unsigned char *)(uintptr_t)event->payload : batch->data + event->payload;
+            CHECK(memcmp(payload, source + i, lengths[i]) == 0);
+            if (event->lease)
+                release(event);
+            came++;
+        }
+        CHECK(zc_reactor_poll(client, 0) >= 0);
+    }
+    CHECK_EQUAL(came, REQUESTS);
+    zc_reactor_destroy(client);
+    zc_reactor_destroy(server);
+    zc_map_drop(map);
+    free(source);
+}
+
 /* Reservations over the budget stop the reading, and only that. */
 static void memory_runs_out_and_comes_back(void) {
     struct zc_map *map = new_map(4 * MIB), *elsewhere = new_map(4 * MIB);
@@ -557,6 +610,9 @@ int main(int argc, char **argv) {
     RUN(wrong_arguments_are_refused);
     RUN(payloads_arrive_whole);
     RUN(small_frames_pass_between_chunks);
+    RUN(requests_follow_each_other, ZC_RECEIVE_COPY, false);
+    RUN(requests_follow_each_other, ZC_RECEIVE_ZEROCOPY, true);
+    RUN(requests_follow_each_other, ZC_RECEIVE_AUTO, true);
     RUN(memory_runs_out_and_comes_back);
     RUN(a_lease_outlives_everything);
     RUN(illegal_bytes_close_with_a_reason);
