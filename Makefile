@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORE := $(shell find native -not -path 'native/tests/*' -type f)
 C_FILES := $(shell find native benchmarks -name '*.[ch]')
 
-.PHONY: demo test lint native-tests sanitize bench figures clean
+.PHONY: demo test lint native-tests sanitize bench bench-short figures clean
 
 demo: $(VENV)/installed
 	$(BIN)/zcrpc lab seed --seconds 2 --rounds 3
@@ -41,6 +41,10 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks
+
+# Every benchmark runs, briefly: they assert what they transfer, so this is a test of the benchmarks, not of speed.
+bench-short: $(VENV)/installed
+	ZCRPC_BENCH_SHORT=1 $(BIN)/python -m pytest benchmarks --benchmark-min-rounds=1 --benchmark-max-time=0.05 --benchmark-warmup=off
 
 figures: $(VENV)/installed
 	$(BIN)/python -m benchmarks.figures
