@@ -1,6 +1,6 @@
 """A long run of mixed calls: memory must stay flat, and no lease may be left, on either side.
 
-    python benchmarks/soak.py [calls]     a million by default; exits with status 1 if memory grew or a lease is left
+python benchmarks/soak.py [calls]     a million by default; exits with status 1 if memory grew or a lease is left
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import zcrpc
-from zcrpc.lab.service import PAGE, Bench, ServiceOptions, ServiceProcess, page_sum, resident_bytes
+from zcrpc.lab.service import PAGE, ServiceOptions, ServiceProcess, page_sum, resident_bytes
 
 KIB, MIB = 1 << 10, 1 << 20
 CONNECTIONS = 4

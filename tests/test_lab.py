@@ -178,10 +178,12 @@ class TestLoad:
 
     @pytest.mark.parametrize("receive", ["copy", "zerocopy"])
     @pytest.mark.parametrize("payload", [1, 4096, 100_000, 3 * MIB + 5])
-    def test_uploads_are_verified(self, receive: str, payload: int) -> None:
+    @pytest.mark.parametrize("in_flight", [1, 3])
+    def test_uploads_are_verified(self, receive: str, payload: int, in_flight: int) -> None:
         with ServiceProcess(ServiceOptions(receive=receive)) as server:  # type: ignore[arg-type]
             map_from = lab_load.hello_of(server.ready.port).map_from
-            load = _load(server, "Bench.put", "sum", payload, padded=0 < map_from <= payload, requests=20)
+            padded = 0 < map_from <= payload
+            load = _load(server, "Bench.put", "sum", payload, padded=padded, requests=20, in_flight=in_flight)
             result = lab_load.generate(load)
             counted = server.snapshot()
         assert (result.requests, result.errors, result.mismatches) == (20, 0, 0)

@@ -1,0 +1,287 @@
+"""The figures that zcrpc is to reach, each measured in one run as medians of alternating rounds, beside their targets.
+
+    python benchmarks/figures.py [--rounds 5] [--soak 1000000] [--json FILE] [name …]
+
+With names, only those; without, all of them: about ten minutes on two cores. Wants a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import soak
+from peers import c_floor, uvloop_floor, zcrpc_server
+from rich.console import Console
+from rich.table import Table
+from rounds import alternate, medians
+
+from zcrpc import wire
+from zcrpc.lab import seed, upload
+from zcrpc.lab.service import ServiceOptions, ServiceProcess
+from zcrpc.wire import Hello, Limits
+
+KIB, MIB = 1 << 10, 1 << 20
+SIZES = [4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB]
+IDLE_CONNECTIONS = 1000
+
+
+@dataclass(slots=True, frozen=True)
+class Figure:
+    """One line of the table: what was to be reached, and what was."""
+
+    what: str
+    target: str
+    measured: str
+    reached: bool
+
+
+@dataclass(slots=True, frozen=True)
+class Settings:
+    """How much is measured."""
+
+    rounds: int
+    soak_calls: int
+
+
+def mapped(settings: Settings) -> Iterator[Figure]:
+    """Zerocopy forced: is everything mapped, and right?"""
+    for payload in (MIB, 16 * MIB):
+        runs = [upload.run("zerocopy", payload, 1.0) for _ in range(settings.rounds)]
+        percent, wrong = min(each.mapped_percent for each in runs), sum(each.wrong for each in runs)
+        yield Figure(
+            f"mapped, {payload // MIB} MiB uploads, zerocopy forced",
+            "≥ 99 % of bytes, contents verified",
+            f"{percent:.3f} % at least, {wrong} wrong of {sum(each.uploads for each in runs):,}",
+            percent >= 99 and wrong == 0,
+        )
+
+
+def locks(settings: Settings) -> Iterator[Figure]:
+    """The seed experiment in both scenarios."""
+    rounds = list(seed.run(seed.Experiment(seconds=1.0 * settings.rounds, rounds=settings.rounds)))
+
+    def of(scenario: str, strategy: str, name: str) -> float:
+        return median(getattr(each, name) for each in rounds if (each.scenario, each.strategy) == (scenario, strategy))
+
+    share = {name: of("readers-only", name, "lock_path_share_percent") for name in ("global", "per-region")}
+    yield Figure(
+        "lock-path share, readers only",
+        "per-region ≤ 0.45 %",
+        f"per-region {share['per-region']:.2f} %, global {share['global']:.2f} %",
+        share["per-region"] <= 0.45,
+    )
+    wait = {name: of("writer-storm", name, "lock_wait_p999_us") for name in ("global", "per-region")}
+    yield Figure(
+        "lock wait p99.9 in the storm",
+        "per-region ≤ 1/100 of global",
+        f"{wait['per-region']:.2f} µs against {wait['global']:,.0f} µs: 1/{wait['global'] / wait['per-region']:,.0f}",
+        wait["per-region"] * 100 <= wait["global"],
+    )
+    speed = {name: of("writer-storm", name, "requests_per_second") for name in ("global", "per-region")}
+    ratio = speed["per-region"] / speed["global"]
+    yield Figure(
+        "requests/s in the storm",
+        "per-region ≥ 1.25 × global",
+        f"{speed['per-region']:,.0f} against {speed['global']:,.0f}: {ratio:.2f} ×",
+        ratio >= 1.25,
+    )
+    writer = {name: of("writer-storm", name, "writer_wait_p999_us") for name in ("global", "per-region")}
+    locked = {name: of("writer-storm", name, "writer_locks_per_second") for name in ("global", "per-region")}
+    yield Figure(
+        "the writer in the storm",
+        "does not starve",
+        " · ".join(f"{name}: {locked[name]:,.0f} locks/s, wait p99.9 {writer[name]:,.0f} µs" for name in writer),
+        min(locked.values()) >= 100,
+    )
+
+
+def receiving(settings: Settings) -> Iterator[Figure]:
+    """The seed workload mapped, against the same receivers with recv."""
+    ways = {}
+    for receive in ("zerocopy", "copy-pages", "copy"):
+        experiment = seed.Experiment(seconds=1.0, rounds=1, receive=receive)
+        ways[receive] = partial(seed.run_round, experiment, "per-region", "readers-only")
+    found = alternate(ways, settings.rounds)
+    speed = medians(found, lambda each: each.requests_per_second)
+    cpu = medians(found, lambda each: each.server_cpu_us_per_request)
+    client = medians(found, lambda each: each.client_cpu_us_per_request)
+    percent = min(each.mapped_percent for each in found["zerocopy"])
+    for other, what in (
+        ("copy-pages", "of the same segments"),
+        ("copy", "of plain sends, header and payload together"),
+    ):
+        ratio = speed["zerocopy"] / speed[other]
+        yield Figure(
+            f"seed workload mapped, against recv {what}",
+            "≥ 0.9 × requests/s, mapped ≥ 99 %",
+            f"{speed['zerocopy']:,.0f} against {speed[other]:,.0f}: {ratio:.2f} ×; server {cpu['zerocopy']:.1f} against "
+            f"{cpu[other]:.1f} µs, sender {client['zerocopy']:.1f} against {client[other]:.1f}; mapped {percent:.2f} %",
+            ratio >= 0.9 and percent >= 99,
+        )
+
+
+def echo(settings: Settings) -> Iterator[Figure]:
+    """Calls through a Python handler against the floors."""
+    with ExitStack() as stack:
+        peers = [stack.enter_context(each("echo")) for each in (zcrpc_server, c_floor, uvloop_floor)]
+        ways = {peer.name: partial(peer.run, "echo", 4096, connections=100, seconds=1.0) for peer in peers}
+        found = alternate(ways, settings.rounds)
+    cpu = medians(found, lambda each: each.server_cpu_us_per_request)
+    speed = medians(found, lambda each: each.requests_per_second)
+    ratio = cpu["zcrpc"] / cpu["C floor"]
+    yield Figure(
+        "server CPU per 4 KiB echo, 100 connections",
+        "≤ 1.6 × the C floor",
+        f"{ratio:.2f} ×: "
+        + ", ".join(
+            f"{name} {cpu[name]:.2f} µs at {speed[name]:,.0f}/s" for name in ("zcrpc", "C floor", "uvloop floor")
+        ),
+        ratio <= 1.6,
+    )
+
+
+def uploads(settings: Settings) -> Iterator[Figure]:
+    """16 MiB uploads, Python client and server, against the C floor."""
+    payload = 16 * MIB
+    with c_floor("upload") as floor, uvloop_floor("upload") as hand_written:
+        ways: dict[str, Callable[[], Any]] = {
+            "zcrpc": lambda: upload.run("auto", payload, 1.5),
+            "C floor": lambda: floor.run("upload", payload, seconds=1.5),
+            "uvloop floor": lambda: hand_written.run("upload", payload, seconds=1.5),
+        }
+        found = alternate(ways, settings.rounds)
+    speed = medians(found, lambda each: each.gigabytes_per_second)
+    cpu = medians(found, lambda each: each.server_cpu_seconds_per_gigabyte)
+    told = ", ".join(f"{name} {speed[name]:.2f}" for name in ways)
+    ratio = speed["zcrpc"] / speed["C floor"]
+    yield Figure("GB/s of 16 MiB uploads", "≥ 0.85 × the C floor", f"{ratio:.2f} ×: {told}", ratio >= 0.85)
+    told = ", ".join(f"{name} {cpu[name]:.3f}" for name in ways)
+    ratio = cpu["zcrpc"] / cpu["C floor"]
+    yield Figure("server CPU s/GB of them", "≤ 1.3 × the C floor", f"{ratio:.2f} ×: {told}", ratio <= 1.3)
+
+
+def auto(settings: Settings) -> Iterator[Figure]:
+    """`auto` against the better of the two ways that it chooses from."""
+    everything = {"place_from": 4 * KIB, "map_from": 4 * KIB}
+    for payload in SIZES:
+        with ExitStack() as stack:
+            peers = [
+                stack.enter_context(zcrpc_server("upload", receive, receive=receive, more=everything))
+                for receive in ("auto", "copy", "zerocopy")
+            ]
+            ways = {peer.name: partial(peer.run, "upload", payload, seconds=0.4, warm_up_seconds=0.2) for peer in peers}
+            found = alternate(ways, settings.rounds)
+        speed = medians(found, lambda each: each.gigabytes_per_second)
+        ratio = speed["auto"] / max(speed["copy"], speed["zerocopy"])
+        yield Figure(
+            f"auto, uploads of {payload // KIB} KiB",
+            "within 10 % of the better",
+            f"{ratio:.2f} ×: " + ", ".join(f"{name} {figure:.2f} GB/s" for name, figure in speed.items()),
+            ratio >= 0.9,
+        )
+
+
+def memory(settings: Settings) -> Iterator[Figure]:
+    """What a server needs besides the payloads in flight."""
+    payload = 16 * MIB
+    with zcrpc_server("upload") as peer:
+        assert peer.service is not None
+        before = peer.service.snapshot()
+        peer.run("upload", payload, seconds=2.0)
+        after = peer.service.snapshot()
+    beyond = after.resident_peak_bytes - before.resident_bytes - payload
+    yield Figure(
+        "server memory beyond payloads in flight", "≤ 24 MiB", f"{beyond / MIB:.1f} MiB at its peak", beyond <= 24 * MIB
+    )
+    with ServiceProcess(ServiceOptions()) as server, ExitStack() as stack:
+        stack.enter_context(_idle(server.ready.port))
+        before = server.snapshot()
+        for _ in range(IDLE_CONNECTIONS):
+            stack.enter_context(_idle(server.ready.port))
+        after = server.snapshot()
+    each = (after.resident_bytes - before.resident_bytes) / (after.connections - before.connections)
+    yield Figure(
+        f"{after.connections - before.connections:,} idle connections",
+        "≤ 8 KiB each",
+        f"{each / KIB:.2f} KiB each",
+        each <= 8 * KIB,
+    )
+
+
+def _idle(port: int) -> socket.socket:
+    """A connection that has said hello, read the server's, and does nothing."""
+    sock = socket.create_connection(("127.0.0.1", port), timeout=10)
+    hello = wire.encode_hello(Hello(limits=Limits(header=4096, payload=MIB, in_flight=1), chunk=MIB))
+    sock.sendall(wire.PREFACE + wire.encode_frame(wire.HELLO, hello))
+    with sock.makefile("rb") as stream:
+        stream.read(len(wire.PREFACE))
+        stream.read(wire.FRAME.unpack(stream.read(wire.FRAME.size))[4])
+    return sock
+
+
+def long_run(settings: Settings) -> Iterator[Figure]:
+    """The soak."""
+    found = soak.run(settings.soak_calls)
+    yield Figure(
+        f"soak of {found.calls:,} mixed calls",
+        "RSS flat, no lease left",
+        f"{found.grown_bytes / MIB:.2f} MiB grown, {found.leases_left} leases left, {found.wrong} wrong, "
+        f"{found.calls / found.seconds:,.0f} calls/s",
+        found.is_clean,
+    )
+
+
+FIGURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
+    "mapped": mapped,
+    "locks": locks,
+    "receiving": receiving,
+    "echo": echo,
+    "uploads": uploads,
+    "auto": auto,
+    "memory": memory,
+    "soak": long_run,
+}
+
+
+def main() -> None:
+    """Measures and prints; status 1 if something was not reached."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"of: {', '.join(FIGURES)}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--soak", type=int, default=1_000_000, help="calls of the soak")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - set(FIGURES)
+    if unknown:
+        parser.error(f"no such figure: {', '.join(sorted(unknown))}")
+    settings = Settings(rounds=arguments.rounds, soak_calls=arguments.soak)
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    found = []
+    for name in arguments.names or FIGURES:
+        for figure in FIGURES[name](settings):
+            console.print(
+                f"{'reached' if figure.reached else 'MISSED '}  {figure.what}: {figure.measured}  ({figure.target})"
+            )
+            found.append(figure)
+    table = Table("figure", "target", "measured", "", title=f"{settings.rounds} rounds on {os.cpu_count()} cores")
+    for figure in found:
+        table.add_row(figure.what, figure.target, figure.measured, "✓" if figure.reached else "✗")
+    console.print(table)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps([asdict(figure) for figure in found], indent=2, ensure_ascii=False) + "\n")
+    sys.exit(0 if all(figure.reached for figure in found) else 1)
+
+
+if __name__ == "__main__":
+    main()
