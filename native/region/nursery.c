@@ -11,7 +11,8 @@
  * The write is made with the region marked `recycling`, which keeps placing out of it, and with no mutex held: it may have to wait for a
  * receive that is under way, and the placing thread can go on elsewhere meanwhile.
  *
- * An empty region stays in its nursery as a spare if there is none of its kind yet, unless somebody waits for memory; else it becomes idle.
+ * An empty region stays in its nursery as a spare if there is none of its kind yet; else it becomes idle. Spares are in nobody's way: who
+ * finds no memory reclaims those of all nurseries, and who was refused is woken by the release that made a region one.
  */
 #include "region/nursery.h"
 
@@ -38,8 +39,7 @@ static void leave(struct zc_nursery *nursery, struct zc_space *space, struct zc_
 
 /* What becomes of a region that has just been found empty. */
 static void settle(struct zc_nursery *nursery, struct zc_space *space, struct zc_space_list *left) {
-    bool wanted = nursery->spares[space->memory] < ZC_NURSERY_SPARES && !nursery->closed;
-    if (wanted && !atomic_load_explicit(&nursery->core->refused, ZC_SEQ_CST))
+    if (nursery->spares[space->memory] < ZC_NURSERY_SPARES && !nursery->closed)
         make_spare(nursery, space, true);
     else
         leave(nursery, space, left);

@@ -266,8 +266,8 @@ int main(void) {
     RUN(mapped_pages_are_clean);
     RUN(stale_pages_are_recycled_around_held_ones);
     RUN(an_idle_region_with_stale_pages_is_cleaned_for_a_run);
-    RUN(placing_and_releasing_at_once, ZC_COPIED, 8 * MIB, 4000);
-    RUN(placing_and_releasing_at_once, ZC_MAPPED, 8 * MIB, 8000);
-    RUN(placing_and_releasing_at_once, ZC_MAPPED, 256 * MIB, 8000);
+    RUN(placing_and_releasing_at_once, ZC_COPIED, 8 * MIB, 1500);
+    RUN(placing_and_releasing_at_once, ZC_MAPPED, 8 * MIB, 2500);
+    RUN(placing_and_releasing_at_once, ZC_MAPPED, 256 * MIB, 2500);
     return 0;
 }

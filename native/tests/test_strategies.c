@@ -123,6 +123,10 @@ static void detach_first(struct fixture *f, struct zc_actor *self) {
     CHECK_EQUAL(zc_region_detach(f->map, self, f->regions[0]), 0);
 }
 
+static void recycle_first(struct fixture *f, struct zc_actor *self) {
+    CHECK_EQUAL(zc_region_recycle(f->map, self, f->regions[0]), 0);
+}
+
 static void read_first(struct fixture *f, struct zc_actor *self) {
     struct zc_guard guard;
     CHECK_EQUAL(f->map->strategy->read_lock(f->map, self, f->regions[0]->start + 5, &guard), 0);
@@ -373,6 +377,7 @@ int main(void) {
         RUN(misses_where_there_is_no_region, strategy);
         RUN(a_reader_keeps_writers_out, strategy, write_first);
         RUN(a_reader_keeps_writers_out, strategy, detach_first);
+        RUN(a_reader_keeps_writers_out, strategy, recycle_first);
         RUN(a_writer_keeps_readers_out, strategy);
         RUN(readers_share, strategy);
     }
