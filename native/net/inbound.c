@@ -195,7 +195,8 @@ static int64_t receive_frames(struct zc_turn *t) {
         return taken;
     if (peek) {
         uint64_t consumed = (uint64_t)taken - have;
-        if (consumed && recv(t->fd, NULL, consumed, MSG_TRUNC | MSG_DONTWAIT) != (ssize_t)consumed)
+        /* Writes nothing, but ThreadSanitizer would take NULL for an address that two threads write. */
+        if (consumed && recv(t->fd, at, consumed, MSG_TRUNC | MSG_DONTWAIT) != (ssize_t)consumed)
             return zc_turn_close(t, ZC_CLOSE_SYSTEM, -EIO);
         t->intake->stats->bytes_in += consumed;
     } else {
