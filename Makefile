@@ -47,7 +47,7 @@ bench-short: $(VENV)/installed
 	ZCRPC_BENCH_SHORT=1 $(BIN)/python -m pytest benchmarks --benchmark-min-rounds=1 --benchmark-max-time=0.05 --benchmark-warmup=off
 
 figures: $(VENV)/installed
-	$(BIN)/python -m benchmarks.figures
+	$(BIN)/python benchmarks/figures.py
 
 clean:
 	rm -rf build $(VENV)

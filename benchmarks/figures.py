@@ -125,8 +125,9 @@ def receiving(settings: Settings) -> Iterator[Figure]:
         yield Figure(
             f"seed workload mapped, against recv {what}",
             "≥ 0.9 × requests/s, mapped ≥ 99 %",
-            f"{speed['zerocopy']:,.0f} against {speed[other]:,.0f}: {ratio:.2f} ×; server {cpu['zerocopy']:.1f} against "
-            f"{cpu[other]:.1f} µs, sender {client['zerocopy']:.1f} against {client[other]:.1f}; mapped {percent:.2f} %",
+            f"{speed['zerocopy']:,.0f} against {speed[other]:,.0f}: {ratio:.2f} ×; server {cpu['zerocopy']:.1f} "
+            f"against {cpu[other]:.1f} µs, sender {client['zerocopy']:.1f} against {client[other]:.1f}; "
+            f"mapped {percent:.2f} %",
             ratio >= 0.9 and percent >= 99,
         )
 

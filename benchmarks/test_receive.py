@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,9 @@ from zcrpc.lab import seed
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = [4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB]
-BYTES_PER_ROUND = 64 * MIB
+SHORT = bool(os.environ.get("ZCRPC_BENCH_SHORT"))  # runs everything, measures nothing worth telling
+BYTES_PER_ROUND = (8 if SHORT else 64) * MIB
+ROUNDS = 1 if SHORT else 5
 MAP_FROM = 4 * KIB  # everything here is to be mapped where that was asked for
 
 
@@ -34,7 +37,7 @@ def test_upload(benchmark: Any, server: Peer, payload: int) -> None:
     )
     assert server.service is not None
     before = server.service.snapshot()
-    result = benchmark.pedantic(lab_load.generate, args=(load,), rounds=3, warmup_rounds=1)
+    result = benchmark.pedantic(lab_load.generate, args=(load,), rounds=ROUNDS, warmup_rounds=1)
     after = server.service.snapshot()
     assert result.requests == load.requests
     assert (result.errors, result.mismatches) == (0, 0)
@@ -59,7 +62,7 @@ def test_seed_workload(benchmark: Any, strategy: str, receive: Any) -> None:
     extra_info.
     """
     benchmark.group = f"seed workload, {strategy}"
-    experiment = seed.Experiment(locks=(strategy,), seconds=0.5, rounds=1, receive=receive)
+    experiment = seed.Experiment(locks=(strategy,), seconds=0.2 if SHORT else 1.0, rounds=1, receive=receive)
     found = benchmark.pedantic(seed.run_round, args=(experiment, strategy, "readers-only"), rounds=1)
     assert found.wrong_replies == 0
     assert found.requests > 0

@@ -4,6 +4,7 @@ the same C client.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,10 @@ from zcrpc.lab import load as lab_load
 from zcrpc.lab import upload
 
 MIB = 1 << 20
+SHORT = bool(os.environ.get("ZCRPC_BENCH_SHORT"))  # runs everything, measures nothing worth telling
+REQUESTS = 1_000 if SHORT else 10_000
+ROUNDS = 1 if SHORT else 5
+SECONDS = 0.2 if SHORT else 1.0
 
 
 @pytest.fixture(params=["zcrpc", "C floor", "uvloop floor"])
@@ -28,13 +33,13 @@ def echo(request: Any) -> Iterator[Peer]:
     ids=["100x4KiB", "1x64B", "64-in-flight-64B"],
 )
 def test_echo(benchmark: Any, echo: Peer, connections: int, in_flight: int, payload: int) -> None:
-    """Time of 10,000 echoes; server CPU per request in extra_info. Replies are compared byte by byte."""
+    """The time of so many echoes; server CPU per request in extra_info. Replies are compared byte by byte."""
     benchmark.group = f"echo of {payload} bytes, {connections} connections, {in_flight} in flight"
     load = echo.load(
-        "echo", payload, connections=connections, in_flight=in_flight, requests=10_000, warm_up_seconds=0, seconds=60
+        "echo", payload, connections=connections, in_flight=in_flight, requests=REQUESTS, warm_up_seconds=0, seconds=60
     )
-    result = benchmark.pedantic(lab_load.generate, args=(load,), rounds=5, warmup_rounds=1)
-    assert (result.requests, result.errors, result.mismatches) == (10_000, 0, 0)
+    result = benchmark.pedantic(lab_load.generate, args=(load,), rounds=ROUNDS, warmup_rounds=1)
+    assert (result.requests, result.errors, result.mismatches) == (REQUESTS, 0, 0)
     benchmark.extra_info.update(
         requests_per_second=result.requests_per_second,
         server_cpu_us_per_request=result.server_cpu_us_per_request,
@@ -48,7 +53,7 @@ def test_upload_floor(benchmark: Any, name: str) -> None:
     """16 MiB uploads to the floors."""
     benchmark.group = "upload of 16 MiB"
     with {"C floor": c_floor, "uvloop floor": uvloop_floor}[name]("upload") as peer:
-        result = benchmark.pedantic(peer.run, args=("upload", 16 * MIB), kwargs={"seconds": 1.0}, rounds=1)
+        result = benchmark.pedantic(peer.run, args=("upload", 16 * MIB), kwargs={"seconds": SECONDS}, rounds=1)
     benchmark.extra_info.update(
         gigabytes_per_second=result.gigabytes_per_second,
         server_cpu_seconds_per_gigabyte=result.server_cpu_seconds_per_gigabyte,
@@ -59,7 +64,7 @@ def test_upload_floor(benchmark: Any, name: str) -> None:
 def test_upload_python(benchmark: Any, receive: Any) -> None:
     """16 MiB uploads, client and server in Python; the handler touches every page."""
     benchmark.group = "upload of 16 MiB"
-    result = benchmark.pedantic(upload.run, args=(receive,), kwargs={"seconds": 1.0}, rounds=1)
+    result = benchmark.pedantic(upload.run, args=(receive,), kwargs={"seconds": SECONDS}, rounds=1)
     assert result.wrong == 0
     if receive == "zerocopy":
         assert result.mapped_percent >= 99
