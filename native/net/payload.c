@@ -100,6 +100,12 @@ int zc_payload_move(struct zc_turn *t, enum zc_fallback why) {
     return 0;
 }
 
+static void learn(struct zc_intake *intake, const struct zc_incoming *incoming) {
+    double release = incoming->map ? zc_map_recycle_cost(intake->receiver.map) : 0;
+    uint64_t cycles = incoming->cycles + (uint64_t)(release * (double)incoming->received);
+    zc_policy_learn(intake->policy, incoming->received, incoming->map, cycles);
+}
+
 /* The payload is whole: it becomes an event, unless it was only discarded. */
 static void finish_payload(struct zc_turn *t, struct zc_incoming *incoming) {
     struct zc_intake *intake = t->intake;
@@ -117,7 +123,7 @@ static void finish_payload(struct zc_turn *t, struct zc_incoming *incoming) {
         intake->stats->payload_bytes_mapped += incoming->mapped;
         intake->stats->payload_bytes_copied += incoming->received - incoming->mapped;
         if (incoming->chosen)
-            zc_policy_learn(intake->policy, incoming->received, incoming->map, incoming->cycles);
+            learn(intake, incoming);
     }
     free(incoming);
 }

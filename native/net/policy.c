@@ -7,9 +7,9 @@
 #define RETRY 64u
 /* Samples before a way counts as known. The first ones meet cold memory, so until then the smallest is taken. */
 #define KNOWN 4u
-/* A new sample's weight. One preempted receive, ten times as dear, shifts the mean by 60 %, and three ordinary ones bring it back. */
+/* A new sample's weight, and how many times the mean it counts for at most: a receive that was preempted, a hundred times as dear, shifts
+ * the mean by no more than a fifth. */
 #define WEIGHT (1.0 / 16)
-/* A sample counts for at most so many times the mean, for the same reason. */
 #define OUTLIER 4.0
 
 static unsigned class_of(uint64_t length) {

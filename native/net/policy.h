@@ -21,7 +21,7 @@ struct zc_policy {
 
 /* For a payload that can be received either way. */
 bool zc_policy_map(struct zc_policy *policy, uint64_t length);
-/* What a payload that was received in one way throughout has cost. */
+/* What a payload that was received in one way throughout has cost, giving its memory back included. */
 void zc_policy_learn(struct zc_policy *policy, uint64_t length, bool mapped, uint64_t cycles);
 
 #endif

@@ -76,7 +76,8 @@ struct zc_core {
     uint64_t attached_units, idle_units; /* attached includes idle */
     uint64_t regions, runs, run_pages;
     uint64_t recycles, attaches, detaches, budget_refusals;
-    struct zc_actor **actors; /* by id; NULL where free */
+    uint64_t recycled_bytes, recycle_cycles; /* of mapped memory */
+    struct zc_actor **actors;                /* by id; NULL where free */
     uint32_t actor_slots;
     struct zc_lock_counters departed; /* of actors that are gone */
 

@@ -70,6 +70,8 @@ void zc_actor_destroy(struct zc_map *map, struct zc_actor *actor);
 int zc_region_attach(struct zc_map *map, struct zc_actor *self, enum zc_memory memory, uint64_t length, struct zc_region **out);
 int zc_region_detach(struct zc_map *map, struct zc_actor *self, struct zc_region *region);
 int zc_region_recycle(struct zc_map *map, struct zc_actor *self, struct zc_region *region);
+/* What giving mapped pages back has cost so far, in cycles per byte: a price of mapping that is paid after the receive. 0: not known. */
+double zc_map_recycle_cost(struct zc_map *map);
 enum zc_memory zc_region_memory(const struct zc_region *region);
 uintptr_t zc_region_start(const struct zc_region *region); /* first byte */
 uintptr_t zc_region_end(const struct zc_region *region);   /* one past the last */

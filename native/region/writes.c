@@ -103,24 +103,43 @@ void zc_write_detach(struct zc_core *core, struct zc_actor *self, struct zc_spac
     }
 }
 
-static void give_back(struct zc_region *region, const struct zc_page_set *pages) {
+/* Returns the bytes given back. */
+static uint64_t give_back(struct zc_region *region, const struct zc_page_set *pages) {
     uintptr_t start = atomic_load_explicit(&region->start, ZC_RELAXED), limit = atomic_load_explicit(&region->end, ZC_RELAXED);
     if (pages == NULL) {
         madvise((void *)start, limit - start, MADV_DONTNEED);
-        return;
+        return limit - start;
     }
+    uint64_t bytes = 0;
     for (uint32_t first = 0; (first = zc_page_set_next(pages, first, true)) < ZC_UNIT_PAGES;) {
         uint32_t past = zc_page_set_next(pages, first, false);
         madvise((void *)(start + (uintptr_t)first * ZC_PAGE), (size_t)(past - first) * ZC_PAGE, MADV_DONTNEED);
+        bytes += (uint64_t)(past - first) * ZC_PAGE;
         first = past;
     }
+    return bytes;
 }
 
 void zc_write_recycle(struct zc_core *core, struct zc_actor *self, struct zc_space *space, const struct zc_page_set *pages) {
     struct zc_map *map = &core->map;
     self = begin(core, self);
     map->strategy->region_write_lock(map, self, space->region);
-    give_back(space->region, pages);
+    uint64_t begun = zc_cycles(), bytes = give_back(space->region, pages), cycles = zc_cycles() - begun;
     end(core, self);
-    tally(core, &core->recycles, 1);
+
+    pthread_mutex_lock(&core->ledger);
+    core->recycles++;
+    if (space->memory == ZC_MAPPED) {
+        core->recycled_bytes += bytes;
+        core->recycle_cycles += cycles;
+    }
+    pthread_mutex_unlock(&core->ledger);
+}
+
+double zc_map_recycle_cost(struct zc_map *map) {
+    struct zc_core *core = zc_core_of(map);
+    pthread_mutex_lock(&core->ledger);
+    double cost = core->recycled_bytes ? (double)core->recycle_cycles / (double)core->recycled_bytes : 0;
+    pthread_mutex_unlock(&core->ledger);
+    return cost;
 }
