@@ -60,17 +60,18 @@ _ENDS: Final[dict[int, tuple[str, bool]]] = {
 class Pin:
     """A payload sent by reference: what keeps it alive, and a record to be sent when it has gone."""
 
-    __slots__ = ("holds", "then")
+    __slots__ = ("holds", "length", "then")
 
-    def __init__(self, holds: Any) -> None:
+    def __init__(self, holds: Any, length: int) -> None:
         self.holds = holds
+        self.length = length
         self.then: bytes | None = None
 
 
 class Connection:
     """One end of a connection."""
 
-    __slots__ = ("_reference_from", "ended", "log", "name", "number", "peer", "pins", "reactor")
+    __slots__ = ("_reference_from", "ended", "log", "name", "number", "peer", "pinned", "pins", "reactor")
 
     def __init__(self, reactor: Reactor, fd: int, mapping: bool, hello: Hello, name: str, log: logging.Logger) -> None:
         """Takes over a connected socket and greets the peer. On an error the fd is still the caller's."""
@@ -79,6 +80,7 @@ class Connection:
         self.log = log
         self.peer: Hello = _UNKNOWN
         self.pins: dict[int, Pin] = {}
+        self.pinned = 0  # bytes of payload in all of them
         self.ended: str | None = None  # why, once it is closed or being closed
         self._reference_from = 1 << 63
         header = encode_hello(hello)
@@ -126,7 +128,8 @@ class Connection:
         head = FRAME.pack(kind, 0, method, stream, size, deadline_ms, length) + header
         token, holds = reactor.send_referenced(self.number, head, buffers)
         if token:
-            self.pins[token] = Pin(holds)
+            self.pins[token] = Pin(holds, length)
+            self.pinned += length
         return token
 
     def check_size(self, header: bytes, length: int, what: str) -> None:
@@ -240,9 +243,11 @@ class Connection:
     def sent(self, token: int) -> None:
         """A referenced payload may be let go."""
         pin = self.pins.pop(token, None)
-        if pin is not None and pin.then is not None:
-            self.reactor.pieces.append(pin.then)
-            self.reactor.wake()
+        if pin is not None:
+            self.pinned -= pin.length
+            if pin.then is not None:
+                self.reactor.pieces.append(pin.then)
+                self.reactor.wake()
 
     def closed(self, reason: int, number: int) -> None:
         """The connection is gone. The reactor's last word about it."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 import socket
 import stat
@@ -101,13 +102,14 @@ class Call:
 class ServerConnection(Connection):
     """The serving end of a connection."""
 
-    __slots__ = ("admitted", "calls", "careful", "handlers", "running", "server", "start", "tick")
+    __slots__ = ("admitted", "backlog", "calls", "careful", "handlers", "running", "server", "start", "tick")
 
     def __init__(self, server: Server, reactor: Reactor, fd: int, mapping: bool, hello: Hello, name: str) -> None:
         self.server = server
         self.handlers = server.handlers
         self.start = server.runner.start
         self.calls: dict[int, Call] = {}  # those that wait for an answer
+        self.backlog: dict[int, tuple[int, float, bytes, bytes | memoryview]] = {}  # put off: not begun yet
         self.running = 0  # handlers that have suspended, those included that nobody waits for
         self.admitted = True
         self.careful = server.closing
@@ -127,8 +129,14 @@ class ServerConnection(Connection):
             self.disconnect("too many connections")
 
     def be_careful(self) -> None:
-        """Whether a call may be refused, or be on a stream that is in use, is looked at only when it can be."""
-        self.careful = self.running > 0 or self.server.closing or not self.admitted
+        """Whether a call is to be refused or put off is looked at only when it can be."""
+        self.careful = (
+            self.running > 0
+            or bool(self.backlog)
+            or self.pinned > self.server.max_unsent
+            or self.server.closing
+            or not self.admitted
+        )
 
     def refuse(self) -> None:
         """There are too many connections: says so, and closes when the peer's hello is there, lest unread input destroy
@@ -143,12 +151,16 @@ class ServerConnection(Connection):
 
     def request(self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview) -> None:
         self.server.requests += 1
+        if (self.careful or not stream) and not self._may_begin(stream, method, deadline_ms, header, payload):
+            return
+        self.serve(stream, method, deadline_ms, header, payload)
+
+    def serve(self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview) -> None:
+        """Runs a call's handler, or its first step."""
         try:
             plan, handler = self.handlers[method]
         except KeyError:
             self.fail(stream, Status.UNIMPLEMENTED, f"there is no method {method}")
-            return
-        if (self.careful or not stream) and not self._may_begin(stream):
             return
         codec = self.reactor.codec
         try:
@@ -170,26 +182,39 @@ class ServerConnection(Connection):
         else:
             self.reply(stream, plan, result)
 
-    def _may_begin(self, stream: int) -> bool:
-        """Refuses a call that is not served now."""
-        if not stream or stream in self.calls:
-            self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
-            return False
-        why = self._why_not()
-        if why is not None:
-            self.fail(stream, *why)
-        return why is None
-
-    def _why_not(self) -> tuple[Status, str] | None:
-        """Why a call is not served now."""
+    def _may_begin(
+        self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
+    ) -> bool:
+        """Refuses a call that is not to be served, and puts off one that is not to be served now."""
         limit = self.server.max_in_flight
-        if len(self.calls) >= limit or self.running >= 2 * limit:
-            return Status.RESOURCE_EXHAUSTED, f"{limit} calls are in flight on this connection, its limit"
-        if self.server.closing:
-            return Status.UNAVAILABLE, "the server is going away"
-        if not self.admitted:
-            return Status.RESOURCE_EXHAUSTED, "the server has too many connections"
-        return None
+        if not stream or stream in self.calls or stream in self.backlog:
+            self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
+        elif self.server.closing:
+            self.fail(stream, Status.UNAVAILABLE, "the server is going away")
+        elif not self.admitted:
+            self.fail(stream, Status.RESOURCE_EXHAUSTED, "the server has too many connections")
+        elif len(self.calls) + len(self.backlog) >= limit or self.running >= 2 * limit:
+            self.fail(stream, Status.RESOURCE_EXHAUSTED, f"{limit} calls are in flight on this connection, its limit")
+        elif self.pinned > self.server.max_unsent or self.backlog:
+            until = self.reactor.loop.time() + deadline_ms / 1000 if deadline_ms else 0.0
+            self.backlog[stream] = method, until, header, payload
+        else:
+            return True
+        return False
+
+    def _serve_backlog(self) -> None:
+        """Serves what was put off until the peer had taken its results."""
+        while self.backlog and self.pinned <= self.server.max_unsent:
+            stream = next(iter(self.backlog))
+            method, until, header, payload = self.backlog.pop(stream)
+            deadline_ms = 0
+            if until:
+                deadline_ms = math.ceil((until - self.reactor.loop.time()) * 1000)
+                if deadline_ms <= 0:
+                    self.fail(stream, Status.DEADLINE_EXCEEDED, "the deadline passed before the call was begun")
+                    continue
+            self.serve(stream, method, deadline_ms, header, payload)
+        self.be_careful()
 
     def _suspend(self, stream: int, plan: Plan, suspended: Suspended, deadline_ms: int) -> None:
         call = Call(self, stream, plan, suspended)
@@ -234,7 +259,8 @@ class ServerConnection(Connection):
             limits = self.peer.limits
             if len(header) > limits.header or length > limits.payload:
                 self.check_size(header, length, f"the result of {plan.name}()")
-            self.send(RESPONSE, stream, 0, 0, header, buffers, length)
+            if self.send(RESPONSE, stream, 0, 0, header, buffers, length):
+                self.careful = True
         except ResourceExhausted as error:
             self.fail(stream, error.status, error.message)
         except (TypeError, ValueError) as error:
@@ -259,6 +285,15 @@ class ServerConnection(Connection):
         call = self.calls.get(stream)
         if call is not None:
             call.stop()
+        elif self.backlog:
+            self.backlog.pop(stream, None)
+
+    def sent(self, token: int) -> None:
+        super().sent(token)
+        if self.backlog:
+            self._serve_backlog()
+        elif not self.pinned:
+            self.be_careful()
 
     def refused(self, kind: int, stream: int, length: int) -> None:
         if kind == REQUEST:
@@ -276,6 +311,7 @@ class ServerConnection(Connection):
         super().closed(reason, number)
         if self.tick:
             self.reactor.deadlines.discard(self.tick, self)
+        self.backlog.clear()
         for call in list(self.calls.values()):
             call.stop()
         self.server.connection_closed(self)
@@ -369,7 +405,8 @@ class Server:
     place_from: buffers of at least so many bytes in all are placed in a region, at most 65536; less is copied to
         `bytes` at once.
     map_from: buffers of at least so many bytes are mapped, if mapping is chosen at all.
-    max_unread: bytes of replies waiting for a peer that does not read, from which on it is not read either.
+    max_unread: bytes of small results waiting for a peer that does not read, from which on it is not read either.
+    max_unsent: bytes of large results waiting to be sent to a peer, from which on no more of its calls are begun.
     stall_timeout: seconds after which a peer is dropped that stops in the middle of a frame, or does not read what
         waits for it.
     hello_timeout: seconds that a new connection has to introduce itself.
@@ -393,6 +430,7 @@ class Server:
         place_from: int = 32 << 10,
         map_from: int = 64 << 10,
         max_unread: int = 1 << 20,
+        max_unsent: int = 64 << 20,
         stall_timeout: float = 30.0,
         hello_timeout: float = 10.0,
     ) -> None:
@@ -410,6 +448,7 @@ class Server:
         self.max_connections = max_connections
         self.max_in_flight = max_in_flight
         self.max_message = min(max_message, budget)
+        self.max_unsent = max_unsent
         self.hello_timeout = hello_timeout
         self._map_from = map_from
         self._receive: Receive = receive
@@ -570,6 +609,7 @@ class Server:
         try:
             await self._until(lambda: not self.calls, grace)
             for connection in list(self._connections):
+                connection.backlog.clear()
                 for call in list(connection.calls.values()):
                     call.stop()
                     connection.fail(

@@ -28,6 +28,8 @@ RESERVED: Final = frozenset({"timeout", "returns"})
 # Types that, if they are what arrived, need no conversion. The same is true of no other: an int may be out of an
 # annotation's bounds, but then the annotation is not int; a list's items are another matter.
 _EXACT: Final = frozenset({int, float, str, bool, bytes, memoryview, type(None)})
+# msgpack has bytes of its own: text is not taken for base64.
+_BUFFERS: Final = (bytes, bytearray, memoryview)
 _MARK: Final = "__zcrpc_method__"
 
 
@@ -77,7 +79,7 @@ class Converter:
 
     def convert(self, value: Any) -> Any:
         """The value as annotated. msgspec.ValidationError says what is wrong and where."""
-        return msgspec.convert(value, self.annotation)
+        return msgspec.convert(value, self.annotation, builtin_types=_BUFFERS)
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -263,7 +265,7 @@ def _plan(service: type[Service], attribute: str, wire_name: str) -> Plan:
         # A keyword that must be given makes every positional call an odd one.
         required=1 << 30 if needs_names else sum(parameter.required for parameter in positional),
         result=_converter(f"{name}(): its result", hints.get("return", Any)),
-        exact=[_exact(parameter.converter) for parameter in positional],
+        exact=[_Never] if needs_names else [_exact(parameter.converter) for parameter in positional],
         converts=any(parameter.converter is not None for parameter in everything),
         buffers=BYTES if not views else REMEMBERED if mixed else VIEWS,
     )

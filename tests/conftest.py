@@ -1,0 +1,37 @@
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+
+import zcrpc
+
+Serving = Callable[..., AbstractAsyncContextManager[tuple[zcrpc.Server, str]]]
+
+
+async def until(condition: Callable[[], Any], timeout: float = 5.0) -> None:
+    """Waits for a condition, looking every few milliseconds."""
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def serving(
+    *services: zcrpc.Service, address: str = "tcp://127.0.0.1:0", **options: Any
+) -> AsyncIterator[tuple[zcrpc.Server, str]]:
+    """A server that listens; at the end nothing of it may be left over."""
+    server = zcrpc.Server(*services, **options)
+    regions = server.regions
+    async with server.listen(address) as bound:
+        yield server, bound
+        await until(lambda: not server.calls)
+        gc.collect()
+        await until(lambda: not regions.stats().leases)
+
+
+@pytest.fixture(name="serving")
+def _serving() -> Serving:
+    return serving
