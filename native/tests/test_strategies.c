@@ -251,6 +251,16 @@ static void a_region_of_another_map_is_not_ours(void) {
     CHECK_EQUAL(read_lock(&f, address, &guard), -ENOENT);
     CHECK_EQUAL(counters(f.map).misses, 1);
     CHECK_EQUAL(zc_per_region_refs(region), 1); /* what the attempt took it put back */
+
+    uintptr_t start = region->start, end = region->end; /* even if it lay where we look: its stamp is not of our sequence */
+    region->start = address;
+    region->end = address + ZC_UNIT;
+    CHECK_EQUAL(read_lock(&f, address, &guard), 0);
+    CHECK_EQUAL(zc_per_region_refs(region), 1); /* through the map lock */
+    CHECK_EQUAL(counters(f.map).fallbacks, 1);
+    read_unlock(&f, &guard);
+    region->start = start;
+    region->end = end;
     f.map->regions[unit] = NULL;
 
     CHECK_EQUAL(zc_region_attach(f.map, f.actor, ZC_COPIED, 2 * MIB, &f.regions[0]), 0);
