@@ -274,7 +274,7 @@ static int64_t receive_mapped(struct zc_turn *t) {
     incoming->mapped += got.mapped < incoming->chunk_left ? got.mapped : incoming->chunk_left;
     zc_payload_arrived(t, got.mapped);
     low_water(t, missing - got.mapped);
-    return got.mapped;
+    return got.queued ? got.mapped : 0; /* asking an empty socket again would cost what receiving a small frame does */
 }
 
 int zc_inbound_turn(struct zc_inbound *in, struct zc_intake *intake, struct zc_nursery *nursery, uint64_t id, int fd, bool mapping,

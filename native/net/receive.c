@@ -30,7 +30,7 @@ int zc_receive_map(const struct zc_receiver *self, int fd, uintptr_t address, ui
     leave(self, &guard);
     if (failed)
         return failed == EINVAL || failed == EOPNOTSUPP ? -ENOPROTOOPT : -failed;
-    *out = (struct zc_mapping){.mapped = call.length, .skip = call.recv_skip_hint};
+    *out = (struct zc_mapping){.mapped = call.length, .skip = call.recv_skip_hint, .queued = call.inq};
     if (call.err)
         return call.err < 0 ? call.err : -call.err;
     return out->mapped || out->skip ? 0 : -EAGAIN;

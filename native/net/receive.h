@@ -22,6 +22,7 @@ struct zc_receiver {
 struct zc_mapping {
     uint32_t mapped; /* bytes, whole pages */
     uint32_t skip;   /* bytes that come next and can only be copied; 0: none known */
+    uint32_t queued; /* bytes still in the socket, copied or mapped; 0 with a kernel that does not tell */
 };
 
 /* Maps up to `length` bytes (whole pages) at `address`, which no page is mapped at. 0; -EAGAIN: nothing is there; -EIO: the peer has
