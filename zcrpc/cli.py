@@ -51,6 +51,7 @@ def lab() -> None:
 )
 @click.option("--writer-interval-us", type=int, help="The storm's period; 0: no storm.  [default: 1000]")
 @click.option("--writer-hold-us", type=int, help="How long of it the writer holds the map lock.  [default: 500]")
+@click.option("--writer-busy", is_flag=True, help="The writer computes while it holds the lock, rather than sleep.")
 @click.option(
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write every round to this file."
 )

@@ -63,6 +63,7 @@ struct zc_seed_options {
     uint32_t connections_per_region; /* 1: a region for each, as in the seed; 0: the connections of a thread share */
     uint32_t payload_limit;
     uint32_t writer_interval_us, writer_hold_us; /* 0: no writer */
+    uint32_t writer_busy;                        /* it computes while it holds the lock, rather than sleep */
     uint32_t probe;                              /* take time stamps around each receive */
     double warm_up_seconds, seconds;
 };

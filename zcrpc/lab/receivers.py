@@ -25,6 +25,7 @@ class Receivers:
             recv; "copy": recv, and sent as suits it.
         connections_per_region: 0: those of a thread share.
         writer_interval_us: 0: no writer.
+        writer_busy: it computes while it holds the lock, rather than sleep.
     """
 
     strategy: str
@@ -35,6 +36,7 @@ class Receivers:
     connections_per_region: int = 1
     writer_interval_us: int = 0
     writer_hold_us: int = 0
+    writer_busy: bool = False
     probe: bool = True
     warm_up_seconds: float = 0.3
     seconds: float = 1.0
@@ -87,6 +89,7 @@ def receive(receivers: Receivers) -> ReceiversResult:
             "payload_limit": receivers.payload,
             "writer_interval_us": receivers.writer_interval_us,
             "writer_hold_us": receivers.writer_hold_us,
+            "writer_busy": receivers.writer_busy,
             "probe": receivers.probe,
             "warm_up_seconds": receivers.warm_up_seconds,
             "seconds": receivers.seconds,

@@ -36,6 +36,7 @@ class Experiment:
         seconds: measured for each strategy and scenario, spread over the rounds.
         writer_interval_us, writer_hold_us: the storm's period, and how long of it the writer holds the map lock; 0
             and 0: no storm.
+        writer_busy: the writer computes while it holds the lock, rather than sleep.
         receive: how; the ways of copying are there to be compared with (`zcrpc.lab.receivers.Receivers`).
     """
 
@@ -48,6 +49,7 @@ class Experiment:
     rounds: int = 5
     writer_interval_us: int = 1000
     writer_hold_us: int = 500
+    writer_busy: bool = False
     receive: Receive = "zerocopy"
 
     def __post_init__(self) -> None:
@@ -73,6 +75,7 @@ class Round:
     seconds: float
     writer_interval_us: int
     writer_hold_us: int
+    writer_busy: bool
 
     requests: int
     requests_per_second: float
@@ -174,6 +177,7 @@ def run_round(experiment: Experiment, strategy: str, scenario: Scenario, number:
         connections_per_region=experiment.connections_per_region,
         writer_interval_us=experiment.writer_interval_us if storm else 0,
         writer_hold_us=experiment.writer_hold_us if storm else 0,
+        writer_busy=experiment.writer_busy,
         warm_up_seconds=WARM_UP_SECONDS,
         seconds=experiment.seconds / experiment.rounds,
     )
@@ -220,6 +224,7 @@ def _round(
         seconds=seconds,
         writer_interval_us=receivers.writer_interval_us,
         writer_hold_us=receivers.writer_hold_us,
+        writer_busy=receivers.writer_busy,
         requests_per_second=server.requests / seconds,
         server_cpu_us_per_request=1e6 * server.receiver_cpu_seconds / max(server.requests, 1),
         mapped_percent=_percent(server.payload_bytes_mapped, server.payload_bytes_mapped + server.payload_bytes_copied),
