@@ -35,6 +35,7 @@ struct zc_connection {
     int error;              /* errno of ZC_CLOSE_SYSTEM */
     bool waits_for_memory;  /* written by the thread that polls */
     uint32_t interest;      /* the epoll events that are registered */
+    uint64_t resumed_ms;    /* when it was last read again after a pause */
     uint64_t linger_ms;     /* when lingering ends */
     struct zc_connection *next_doomed;
 };

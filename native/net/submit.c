@@ -19,6 +19,8 @@ void zc_reactor_watch(struct zc_reactor *r, struct zc_connection *c) {
     if (interest == c->interest || c->doomed)
         return;
     struct epoll_event event = {.events = interest, .data.ptr = c};
+    if (interest & EPOLLIN && !(c->interest & EPOLLIN))
+        c->resumed_ms = zc_reactor_clock_ms();
     c->interest = interest;
     if (epoll_ctl(r->epoll_fd, EPOLL_CTL_MOD, c->fd, &event))
         zc_reactor_doom(r, c, ZC_CLOSE_SYSTEM, errno);

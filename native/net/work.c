@@ -112,7 +112,8 @@ static void sweep_one(struct zc_reactor *r, struct zc_connection *c) {
     if (!stall)
         return;
     bool waits = !c->in.hello || zc_inbound_unfinished(&c->in);
-    if (waits && c->interest & EPOLLIN && now > c->in.progress_ms + stall)
+    uint64_t since = c->in.progress_ms > c->resumed_ms ? c->in.progress_ms : c->resumed_ms;
+    if (waits && c->interest & EPOLLIN && now > since + stall)
         zc_reactor_doom(r, c, ZC_CLOSE_STALLED, 0);
     else if (c->out.blocked && now > c->out.progress_ms + stall)
         zc_reactor_doom(r, c, ZC_CLOSE_UNREAD, 0);
