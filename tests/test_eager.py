@@ -299,13 +299,25 @@ def test_cancel_in_the_very_tick_when_the_future_is_done_already(run: Callable[[
     run(case)
 
 
-def test_cancel_before_the_first_step(run: Callable[[Case], None], runner_class: Any) -> None:
-    """With no worker parked the handler has not begun when `start` returns; a cancelled one never does."""
-    began: list[bool] = []
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("self_inflicted", [True, False])
+def test_cancel_in_the_tick_in_which_the_worker_is_made(
+    run: Callable[[Case], None], runner_class: Any, self_inflicted: bool, waits: bool
+) -> None:
+    """Its task has not taken its first step when the handler has suspended."""
+    seen: list[str] = []
 
-    async def handler() -> None:
-        began.append(True)
-        await asyncio.sleep(30)
+    async def handler() -> str:
+        if self_inflicted:
+            asyncio.current_task().cancel()
+        try:
+            await (asyncio.sleep(30) if waits else asyncio.sleep(0))
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            await asyncio.sleep(0.001)
+            assert asyncio.current_task() is not None
+            return "cleaned up"
+        return "never"
 
     async def case(bench: Bench) -> None:
         fresh = Bench(runner_class(bench.loop))
@@ -313,13 +325,38 @@ def test_cancel_before_the_first_step(run: Callable[[Case], None], runner_class:
 
         def callback() -> None:
             started = fresh.runner.start(handler())
-            started.then(lambda result, error: end.set_result(error))
-            started.cancel()
+            started.then(lambda result, error: end.set_result((result, error)))
+            if not self_inflicted:
+                started.cancel()
 
         bench.loop.call_soon(callback)
-        assert isinstance(await end, asyncio.CancelledError)
-        assert began == ([] if runner_class is WorkerRunner else [True])
+        assert await end == ("cleaned up", None)
+        assert seen == ["cancelled"]
         assert await fresh.finish(_seven()) == 7
+        fresh.runner.close()
+        await asyncio.sleep(0)
+
+    run(case)
+
+
+def test_first_steps_run_at_once_however_many_wait(run: Callable[[Case], None], runner_class: Any) -> None:
+    async def case(bench: Bench) -> None:
+        fresh = Bench(runner_class(bench.loop))
+        gate = asyncio.Event()
+        done: asyncio.Future[Any] = bench.loop.create_future()
+
+        def callback() -> None:
+            results = []
+            for _ in range(50):
+                fresh.runner.start(_wait(gate)).then(lambda result, error: None)
+                results += [fresh.runner.start(_seven()) for _ in range(3)]
+            done.set_result(results)
+
+        bench.loop.call_soon(callback)
+        assert await done == [7] * 150
+        gate.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
         fresh.runner.close()
         await asyncio.sleep(0)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
+import socket
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -42,3 +46,19 @@ def parse(text: str) -> Address:
             raise ValueError(f"{text!r}: expected tcp://host:port")
         return Address(host=host, port=port)
     raise ValueError(f"{text!r}: expected tcp://host:port or unix://path")
+
+
+async def resolve(address: Address) -> list[tuple[int, Any]]:
+    """Families and socket addresses of a TCP address, best first. A numeric host takes no thread. May raise OSError."""
+    try:
+        numeric = ipaddress.ip_address(address.host)
+    except ValueError:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        return [(family, where) for family, _, _, _, where in found]
+    if numeric.version == 6 and not numeric.scope_id:
+        return [(socket.AF_INET6, (address.host, address.port, 0, 0))]
+    if numeric.version == 4:
+        return [(socket.AF_INET, (address.host, address.port))]
+    info = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    return [(family, where) for family, _, _, _, where in info]

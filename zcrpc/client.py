@@ -30,7 +30,7 @@ import msgspec
 
 from zcrpc import calibration
 from zcrpc._native import lib
-from zcrpc.address import Address, parse
+from zcrpc.address import Address, parse, resolve
 from zcrpc.calibration import Receive
 from zcrpc.codec import BYTES, VIEWS, HeaderError
 from zcrpc.connection import Connection
@@ -80,7 +80,7 @@ class _Pool:
             ReactorOptions(
                 threaded=False,
                 receive=calibration.MODES[options.receive],
-                place_from=min(options.place_from, options.map_from),
+                place_from=min(options.place_from, options.map_from, options.max_message),
                 map_from=options.map_from,
                 header_limit=options.max_header,
                 payload_limit=options.max_message,
@@ -640,12 +640,12 @@ async def _connect_unix(loop: asyncio.AbstractEventLoop, address: Address) -> so
 async def _connect_tcp(loop: asyncio.AbstractEventLoop, address: Address) -> socket.socket:
     """The first of the host's addresses that answers."""
     try:
-        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        found = await resolve(address)
     except OSError as error:
         raise Unavailable(f"{address}: {_reason(error)}") from error
     failure: OSError | None = None
-    for family, kind, protocol, _, where in found:
-        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+    for family, where in found:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             await loop.sock_connect(sock, where)
             return sock

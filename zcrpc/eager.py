@@ -39,8 +39,7 @@ from typing import Any, TypeAlias
 Finish: TypeAlias = Callable[[Any, BaseException | None], None]
 Handler: TypeAlias = Coroutine[Any, Any, Any]
 
-# Workers beyond this are let go when their handler is done. Each is about 2 KiB; more than this many handlers that wait
-# at once are served as well, through tasks of their own.
+# Workers beyond this are let go when their handler is done. Each is about 2 KiB.
 _PARKED = 256
 
 
@@ -60,22 +59,26 @@ class Suspended:
 
 
 class _Job(Suspended):
-    """A handler that a worker takes to its end."""
+    """A handler that has begun, and that a worker takes to its end."""
 
-    __slots__ = ("_finish", "coroutine", "worker", "yielded")
+    __slots__ = ("_finish", "cancelled", "worker", "yielded")
 
-    def __init__(self, worker: _Worker, coroutine: Handler | None, yielded: Any) -> None:
+    def __init__(self, worker: _Worker, yielded: Any) -> None:
         self.worker: _Worker | None = worker
-        self.coroutine = coroutine  # to be run from its start; None: the worker's driver has begun it
-        self.yielded = yielded  # what it waits for, if it has begun
+        self.yielded = yielded  # what it waits for
+        self.cancelled = False  # before the worker's task had taken its first step
         self._finish: Finish | None = None
 
     def then(self, finish: Finish) -> None:
         self._finish = finish
 
     def cancel(self) -> None:
-        if self.worker is not None:
+        if self.worker is None:
+            return
+        if self.worker.lives:
             self.worker.task.cancel()
+        else:
+            self.cancelled = True
 
     def done(self, result: Any, error: BaseException | None) -> None:
         self.worker = None
@@ -89,18 +92,22 @@ _DONE = object()  # what a driver yields when it wants the next coroutine
 class _Worker:
     """A task that is parked, or works on one job."""
 
-    __slots__ = ("context", "driver", "error", "job", "parked", "result", "run", "runner", "send", "task")
+    __slots__ = ("context", "driver", "error", "job", "lives", "parked", "result", "run", "runner", "send", "task")
 
-    def __init__(self, runner: WorkerRunner, coroutine: Handler) -> None:
+    def __init__(self, runner: WorkerRunner) -> None:
         self.runner = runner
         self.context = runner.template.copy()
         self.run = self.context.run
         self.result: Any = None  # of the coroutine that the driver has ended
         self.error: BaseException | None = None
-        self.job: _Job | None = _Job(self, coroutine, None)
+        self.job: _Job | None = None
         self.parked: asyncio.Future[None] | None = None
         self.start_driver()
-        self.task = asyncio.Task(self._live(), loop=runner.loop, context=self.context)
+        self.start_task(None)
+
+    def start_task(self, cancelled: asyncio.CancelledError | None) -> None:
+        self.lives = False  # its task has taken its first step
+        self.task = asyncio.Task(self._live(cancelled), loop=self.runner.loop, context=self.context)
         self.task.add_done_callback(self._ended)
 
     def start_driver(self) -> None:
@@ -129,50 +136,48 @@ class _Worker:
         if self.parked is not None and not self.parked.done():
             self.parked.set_result(None)
 
-    async def _live(self) -> None:
-        cancelled: asyncio.CancelledError | None = None
-        while self.job is not None:
-            job, result, error = self.job, None, None
-            if job.coroutine is None:
-                await _resume(self.driver, job.yielded, cancelled)
-                result, error = self.result, self.error
-                self.result = self.error = None
-                self.start_driver()
-            else:
+    async def _live(self, cancelled: asyncio.CancelledError | None) -> None:
+        self.lives = True
+        while True:
+            if self.job is None:
+                self.parked = self.runner.loop.create_future()
                 try:
-                    result = await job.coroutine
-                except (Exception, asyncio.CancelledError) as caught:
-                    error = caught
-            self.job = cancelled = None
+                    await self.parked
+                except asyncio.CancelledError as caught:
+                    cancelled = caught
+                self.parked = None
+            if self.job is None:
+                return  # the loop or the runner closes
+            job = self.job
+            if job.cancelled:
+                self.task.cancel()
+            await _resume(self.driver, job.yielded, cancelled, job.cancelled)
+            result, error = self.result, self.error
+            self.result = self.error = self.job = cancelled = None
+            self.start_driver()
             job.done(result, error)
             del job, result, error  # a parked worker must not keep a payload alive
             if not (self.untouched() and self.runner.park(self)):
                 return
-            self.parked = self.runner.loop.create_future()
-            try:
-                await self.parked
-            except asyncio.CancelledError as caught:
-                cancelled = caught  # with a job: cancelled after the hand-over; without: the loop or the runner closes
-            self.parked = None
 
     def _ended(self, task: asyncio.Task[None]) -> None:
+        if self.job is not None and task.cancelled():  # before its first step, by the handler that it was lent to
+            self.start_task(asyncio.CancelledError())
+            return
         self.runner.forget(self)
-        job, self.job = self.job, None
-        if job is not None and job.coroutine is not None:
-            # Cancelled before its first step, so the coroutine never ran, as with any task.
-            job.coroutine.close()
-            job.done(None, asyncio.CancelledError())
-        elif not task.cancelled():
+        if not task.cancelled():
             task.exception()
 
 
 @types.coroutine
-def _resume(driver: Generator[Any, Any, None], yielded: Any, error: BaseException | None) -> Generator[Any, Any, None]:
+def _resume(
+    driver: Generator[Any, Any, None], yielded: Any, error: BaseException | None, cancelling: bool
+) -> Generator[Any, Any, None]:
     """Takes a driver that has yielded `yielded` to the end of its coroutine, inside the current task. `error`: what the
-    task was cancelled with meanwhile."""
+    task was cancelled with meanwhile. `cancelling`: it will be, at the next yield."""
     try:
         if error is None:
-            if yielded is None:  # a bare yield: the tick that it asked for has passed
+            if yielded is None and not cancelling:  # a bare yield: the tick that it asked for has passed
                 return (yield from driver)
         elif yielded is not None and yielded.cancel():
             error = None
@@ -203,9 +208,7 @@ class WorkerRunner:
         """Runs the coroutine's first step. Its result if that was all, its exception if it raised one, else a
         `Suspended`."""
         if not self._parked:
-            job = _Worker(self, coroutine).job
-            assert job is not None
-            return job
+            self._parked.append(_Worker(self))
         worker = self._parked[-1]
         loop, task = self.loop, worker.task
         _enter_task(loop, task)
@@ -218,7 +221,7 @@ class WorkerRunner:
             _leave_task(loop, task)
         if yielded is not _DONE:
             self._parked.pop()
-            job = _Job(worker, None, yielded)
+            job = _Job(worker, yielded)
             worker.hand_over(job)
             return job
         if worker.context != self.template or task.cancelling():

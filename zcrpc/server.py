@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from zcrpc import calibration
 from zcrpc._native import lib
-from zcrpc.address import Address, parse
+from zcrpc.address import Address, parse, resolve
 from zcrpc.calibration import Receive
 from zcrpc.codec import SINGLE, SINGLE_BUFFER, HeaderError
 from zcrpc.connection import Connection
@@ -439,6 +439,8 @@ class Server:
             ("max_in_flight", max_in_flight),
             ("max_connections", max_connections),
             ("map_from", map_from),
+            ("max_message", max_message),
+            ("place_from", place_from),
         ):
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
@@ -457,7 +459,7 @@ class Server:
         self._options = ReactorOptions(
             threaded=receive_threads > 0,
             receive=calibration.MODES[receive],
-            place_from=min(place_from, map_from),
+            place_from=min(place_from, map_from, self.max_message),
             map_from=map_from,
             header_limit=max_header,
             payload_limit=self.max_message,
@@ -506,7 +508,7 @@ class Server:
         if self._loop is not None and self._loop is not loop:
             raise FailedPrecondition("the server belongs to another event loop")
         map_from = 0 if address.is_unix else await calibration.mapped_from(self._receive, self._map_from)
-        sock, bound = _bind_unix(address) if address.is_unix else await _bind_tcp(loop, address)
+        sock, bound = _bind_unix(address) if address.is_unix else await _bind_tcp(address)
         try:
             sock.listen(backlog)
             self._start(loop)
@@ -694,11 +696,9 @@ def _answers(path: str) -> bool:
     return True
 
 
-async def _bind_tcp(loop: asyncio.AbstractEventLoop, address: Address) -> tuple[socket.socket, Address]:
-    family, kind, protocol, _, where = (
-        await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    )[0]
-    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+async def _bind_tcp(address: Address) -> tuple[socket.socket, Address]:
+    family, where = (await resolve(address))[0]
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(where)
