@@ -20,7 +20,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define PAGE   4096u
+#define PAGE 4096u
 #define PREFIX 8u
 #define BUFFER (1u << 20)
 
