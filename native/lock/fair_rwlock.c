@@ -1,5 +1,7 @@
 #include "lock/fair_rwlock.h"
 
+#include "lock/faults.h"
+
 /* Bits to sleep under: 16 for writers, 16 for readers, chosen by how many writers the ticket waits for. Those whose turn it is after an
  * unlock wait for exactly as many writers as have completed. */
 static uint32_t writers_bit(uint32_t word) {
@@ -30,6 +32,10 @@ static void wait_until(struct zc_fair_rwlock *lock, uint32_t ticket, bool (*may_
         if (may_enter(completions, ticket))
             break;
         zc_futex_wait(&lock->completions, completions, bit);
+    }
+    if (ZC_FAULT(8)) {
+        atomic_store_explicit(&lock->sleepers, 0, ZC_RELAXED);
+        return;
     }
     atomic_fetch_sub_explicit(&lock->sleepers, 1, ZC_RELAXED);
 }

@@ -5,7 +5,19 @@
 #include "zcrpc/strategy.h"
 
 extern const struct zc_strategy zc_strategy_global;
+extern const struct zc_strategy zc_strategy_global_mutex;
+extern const struct zc_strategy zc_strategy_global_pthread;
+extern const struct zc_strategy zc_strategy_global_phase_fair;
+extern const struct zc_strategy zc_strategy_global_bravo;
+extern const struct zc_strategy zc_strategy_global_big_reader;
+extern const struct zc_strategy zc_strategy_region_rwlock;
+extern const struct zc_strategy zc_strategy_per_region_6_4;
+extern const struct zc_strategy zc_strategy_per_region_6_4_convert;
 extern const struct zc_strategy zc_strategy_per_region;
+extern const struct zc_strategy zc_strategy_per_region_convert;
+extern const struct zc_strategy zc_strategy_speculative;
+extern const struct zc_strategy zc_strategy_range;
+extern const struct zc_strategy zc_strategy_none; /* locks nothing: for benchmarks that ask for it; neither listed nor found by name */
 
 const struct zc_strategy *zc_strategy_find(const char *name); /* NULL if there is none */
 const struct zc_strategy *zc_strategy_at(size_t index);       /* NULL past the last */

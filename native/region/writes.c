@@ -26,10 +26,11 @@ static size_t first_unit(const struct zc_core *core, struct zc_region *region) {
     return (atomic_load_explicit(&region->start, ZC_RELAXED) - core->map.base) >> ZC_REGION_SHIFT;
 }
 
+/* With release: a reader that peeks and sees one of these sees what the strategy noted before. */
 static void describe(struct zc_region *region, struct zc_map *map, uintptr_t start, uintptr_t limit) {
-    atomic_store_explicit(&region->map, map, ZC_RELAXED);
-    atomic_store_explicit(&region->start, start, ZC_RELAXED);
-    atomic_store_explicit(&region->end, limit, ZC_RELAXED);
+    atomic_store_explicit(&region->map, map, ZC_RELEASE);
+    atomic_store_explicit(&region->start, start, ZC_RELEASE);
+    atomic_store_explicit(&region->end, limit, ZC_RELEASE);
 }
 
 static void index_units(struct zc_core *core, size_t unit, size_t units, struct zc_region *region) {

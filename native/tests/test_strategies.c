@@ -128,6 +128,12 @@ static void write_first(struct fixture *f, struct zc_actor *self) {
     f->map->strategy->write_unlock(f->map, self);
 }
 
+static void write_second(struct fixture *f, struct zc_actor *self) {
+    f->map->strategy->write_lock(f->map, self);
+    f->map->strategy->region_write_lock(f->map, self, f->regions[1]);
+    f->map->strategy->write_unlock(f->map, self);
+}
+
 static void detach_first(struct fixture *f, struct zc_actor *self) {
     CHECK_EQUAL(zc_region_detach(f->map, self, f->regions[0]), 0);
 }
@@ -147,7 +153,11 @@ static void a_reader_keeps_writers_out(const struct zc_strategy *strategy, void 
     struct fixture f = make(strategy);
     struct zc_guard guard;
     struct other writer;
-    CHECK_EQUAL(read_lock(&f, f.regions[0]->start, &guard), 0);
+    for (int i = 0; i < 2; i++) { /* the second by the fast path of a lock that has to get used to readers first */
+        if (i > 0)
+            read_unlock(&f, &guard);
+        CHECK_EQUAL(read_lock(&f, f.regions[0]->start, &guard), 0);
+    }
     start_other(&writer, &f, write);
     CHECK(is_kept_waiting(&writer));
     read_unlock(&f, &guard);
@@ -172,23 +182,122 @@ static void a_writer_keeps_readers_out(const struct zc_strategy *strategy) {
     unmake(&f);
 }
 
+/* All but the mutex. */
 static void readers_share(const struct zc_strategy *strategy) {
     struct fixture f = make(strategy);
     struct zc_guard guard;
     struct other reader;
+    bool share = strategy != &zc_strategy_global_mutex;
     CHECK_EQUAL(read_lock(&f, f.regions[0]->start, &guard), 0);
     start_other(&reader, &f, read_first);
-    CHECK(is_done_within(&reader, 5000));
-    pthread_join(reader.thread, NULL);
+    CHECK(share ? is_done_within(&reader, 5000) : is_kept_waiting(&reader));
     read_unlock(&f, &guard);
-    CHECK_EQUAL(counters(f.map).waits, 0);
+    pthread_join(reader.thread, NULL);
+    CHECK_EQUAL(counters(f.map).waits, share ? 0 : 1);
     unmake(&f);
 }
 
-/* ---- "per-region" ---- */
+static void write_all(struct fixture *f, struct zc_actor *self) {
+    f->map->strategy->write_lock(f->map, self);
+    for (int i = 0; i < 4; i++)
+        f->map->strategy->region_write_lock(f->map, self, f->regions[i]);
+    f->map->strategy->write_unlock(f->map, self);
+}
 
-static void an_untouched_region_does_not_wait_for_a_writer(void) {
-    struct fixture f = make(&zc_strategy_per_region);
+/* One section that write-locks several regions, a reader in the last: it waits for that one, and lets all of them go. */
+static void a_section_spans_regions(const struct zc_strategy *strategy) {
+    struct fixture f = make(strategy);
+    struct zc_guard guard;
+    struct other writer;
+    CHECK_EQUAL(read_lock(&f, f.regions[3]->end - 1, &guard), 0);
+    start_other(&writer, &f, write_all);
+    CHECK(is_kept_waiting(&writer));
+    read_unlock(&f, &guard);
+    CHECK(is_done_within(&writer, 5000));
+    pthread_join(writer.thread, NULL);
+    for (int i = 0; i < 4; i++) {
+        CHECK_EQUAL(read_lock(&f, f.regions[i]->start, &guard), 0);
+        read_unlock(&f, &guard);
+    }
+    unmake(&f);
+}
+
+/* A region that grew in a section is locked whole by being write-locked again. */
+static void a_region_grows_in_a_section(const struct zc_strategy *strategy) {
+    struct fixture f = make(strategy);
+    struct zc_region *grown = f.regions[0], *next = f.regions[1];
+    CHECK_EQUAL(next->start, grown->end); /* the arena is filled from below */
+    uintptr_t end = next->end;
+    size_t unit = (next->start - f.map->base) >> ZC_REGION_SHIFT, units = (end - next->start) >> ZC_REGION_SHIFT;
+    strategy->write_lock(f.map, f.actor);
+    strategy->region_write_lock(f.map, f.actor, grown);
+    strategy->region_write_lock(f.map, f.actor, next);
+    strategy->detach(f.map, f.actor, next);
+    for (size_t i = 0; i < units; i++)
+        f.map->regions[unit + i] = grown;
+    grown->end = end;
+    strategy->region_write_lock(f.map, f.actor, grown);
+    strategy->write_unlock(f.map, f.actor);
+
+    struct zc_guard guard;
+    CHECK_EQUAL(read_lock(&f, end - 1, &guard), 0);
+    CHECK(guard.region == grown);
+    read_unlock(&f, &guard);
+
+    strategy->write_lock(f.map, f.actor); /* as it was, for the map to clean up */
+    strategy->region_write_lock(f.map, f.actor, grown);
+    grown->end = next->start;
+    for (size_t i = 0; i < units; i++)
+        f.map->regions[unit + i] = next;
+    strategy->attach(f.map, f.actor, next);
+    strategy->write_unlock(f.map, f.actor);
+    CHECK_EQUAL(read_lock(&f, end - 1, &guard), 0);
+    CHECK(guard.region == next);
+    read_unlock(&f, &guard);
+    unmake(&f);
+}
+
+/* ---- looking without holding ---- */
+
+static void a_look_is_confirmed_unless_a_writer_came(const struct zc_strategy *strategy) {
+    struct fixture f = make(strategy);
+    struct zc_guard look, other;
+    uintptr_t address = f.regions[0]->end - 1;
+    struct zc_lock_counters before = counters(f.map);
+    CHECK_EQUAL(strategy->peek(f.map, address, &look), 0);
+    CHECK(look.region == f.regions[0]);
+    CHECK_EQUAL(strategy->confirm(f.map, &look), 0);
+    CHECK_EQUAL(strategy->peek(f.map, 0, &other), -EAGAIN);
+    CHECK_EQUAL(strategy->peek(f.map, f.regions[3]->end, &other), -EAGAIN);
+
+    strategy->write_lock(f.map, f.actor);
+    strategy->region_write_lock(f.map, f.actor, f.regions[1]);
+    CHECK_EQUAL(strategy->confirm(f.map, &look), 0); /* not ours */
+    CHECK_EQUAL(strategy->peek(f.map, address, &other), 0);
+    strategy->region_write_lock(f.map, f.actor, f.regions[0]);
+    CHECK_EQUAL(strategy->confirm(f.map, &look), -EAGAIN);
+    CHECK_EQUAL(strategy->confirm(f.map, &other), -EAGAIN);
+    CHECK_EQUAL(strategy->peek(f.map, address, &other), -EAGAIN);
+    strategy->write_unlock(f.map, f.actor);
+    CHECK_EQUAL(strategy->confirm(f.map, &look), -EAGAIN);
+    CHECK_EQUAL(strategy->peek(f.map, address, &look), 0);
+
+    struct zc_region *region = f.regions[0];
+    CHECK_EQUAL(zc_region_detach(f.map, f.actor, region), 0);
+    CHECK_EQUAL(strategy->confirm(f.map, &look), -EAGAIN);
+    f.map->regions[(address - f.map->base) >> ZC_REGION_SHIFT] = region; /* the index lags */
+    CHECK_EQUAL(strategy->peek(f.map, address, &other), -EAGAIN);
+    f.map->regions[(address - f.map->base) >> ZC_REGION_SHIFT] = NULL;
+    CHECK_EQUAL(zc_region_attach(f.map, f.actor, ZC_COPIED, 2 * MIB, &f.regions[0]), 0);
+    CHECK_EQUAL(strategy->confirm(f.map, &look), -EAGAIN); /* the same struct, perhaps at the same place */
+    CHECK_EQUAL(counters(f.map).read_locks, before.read_locks);
+    unmake(&f);
+}
+
+/* ---- strategies with a lock per region ---- */
+
+static void an_untouched_region_does_not_wait_for_a_writer(const struct zc_strategy *strategy) {
+    struct fixture f = make(strategy);
     struct other reader;
     struct zc_actor *writer = zc_actor_create(f.map);
     f.map->strategy->write_lock(f.map, writer);
@@ -201,6 +310,35 @@ static void an_untouched_region_does_not_wait_for_a_writer(void) {
     zc_actor_destroy(f.map, writer);
     unmake(&f);
 }
+
+/* A reader that fell back: what does it hold of the map, the lock or only its region? */
+static void a_fallback_holds_the_map_or_converts(const struct zc_strategy *strategy, bool converts) {
+    struct fixture f = make(strategy);
+    struct zc_guard guard;
+    struct other writer;
+    size_t unit = (f.regions[0]->start - f.map->base) >> ZC_REGION_SHIFT;
+    uintptr_t address = f.regions[0]->start;
+    _Atomic uint32_t *stamp = (_Atomic uint32_t *)zc_region_lock(f.regions[0]) + 1, *seq = f.map->lock; /* refs or lock, then the stamp */
+    uint32_t old = atomic_exchange(stamp, atomic_load(seq));                                            /* false locked */
+    CHECK(f.map->regions[unit] == f.regions[0]);
+    CHECK_EQUAL(read_lock(&f, address, &guard), 0);
+    CHECK_EQUAL(counters(f.map).fallbacks, 1);
+    CHECK_EQUAL(counters(f.map).read_locks, 1);
+    atomic_store(stamp, old);
+    start_other(&writer, &f, write_second);
+    CHECK(converts ? is_done_within(&writer, 5000) : is_kept_waiting(&writer));
+    if (converts) {
+        pthread_join(writer.thread, NULL);
+        start_other(&writer, &f, write_first);
+        CHECK(is_kept_waiting(&writer)); /* the region is held all the same */
+    }
+    read_unlock(&f, &guard);
+    CHECK(is_done_within(&writer, 5000));
+    pthread_join(writer.thread, NULL);
+    unmake(&f);
+}
+
+/* ---- "per-region" ---- */
 
 static void references_are_counted(void) {
     struct fixture f = make(&zc_strategy_per_region);
@@ -371,24 +509,26 @@ static void a_stamp_of_another_map_is_no_lock(void) {
 
 /* ---- the registry ---- */
 
-static void the_registry_has_both(void) {
+static void the_registry_has_all(void) {
     CHECK(zc_strategy_find("global") == &zc_strategy_global);
     CHECK(zc_strategy_find("per-region") == &zc_strategy_per_region);
     CHECK(zc_strategy_find("per_region") == NULL);
     CHECK(zc_strategy_find("") == NULL);
+    CHECK(zc_strategy_find("none") == NULL);
     size_t count = 0;
     for (const struct zc_strategy *strategy; (strategy = zc_strategy_at(count)) != NULL; count++) {
         CHECK(zc_strategy_find(strategy->name) == strategy);
         CHECK_EQUAL(strategy->abi, ZC_STRATEGY_ABI);
         CHECK_EQUAL(strategy->size, sizeof *strategy);
         CHECK(strlen(strategy->summary) > 0);
+        CHECK((strategy->peek == NULL) == (strategy->confirm == NULL));
     }
-    CHECK(count >= 2);
+    CHECK_EQUAL(count, 13);
     CHECK(zc_strategy_at(count + 1000) == NULL);
 }
 
 int main(void) {
-    RUN(the_registry_has_both);
+    RUN(the_registry_has_all);
     const struct zc_strategy *strategy;
     for (size_t index = 0; (strategy = zc_strategy_at(index)) != NULL; index++) {
         printf("%s\n", strategy->name);
@@ -399,8 +539,21 @@ int main(void) {
         RUN(a_reader_keeps_writers_out, strategy, recycle_first);
         RUN(a_writer_keeps_readers_out, strategy);
         RUN(readers_share, strategy);
+        RUN(a_section_spans_regions, strategy);
+        RUN(a_region_grows_in_a_section, strategy);
+        if (strategy->peek != NULL)
+            RUN(a_look_is_confirmed_unless_a_writer_came, strategy);
     }
-    RUN(an_untouched_region_does_not_wait_for_a_writer);
+    RUN(an_untouched_region_does_not_wait_for_a_writer, &zc_strategy_per_region);
+    RUN(an_untouched_region_does_not_wait_for_a_writer, &zc_strategy_per_region_convert);
+    RUN(an_untouched_region_does_not_wait_for_a_writer, &zc_strategy_speculative);
+    RUN(an_untouched_region_does_not_wait_for_a_writer, &zc_strategy_per_region_6_4);
+    RUN(an_untouched_region_does_not_wait_for_a_writer, &zc_strategy_per_region_6_4_convert);
+    RUN(an_untouched_region_does_not_wait_for_a_writer, &zc_strategy_range);
+    RUN(a_fallback_holds_the_map_or_converts, &zc_strategy_per_region, false);
+    RUN(a_fallback_holds_the_map_or_converts, &zc_strategy_per_region_6_4, false);
+    RUN(a_fallback_holds_the_map_or_converts, &zc_strategy_per_region_convert, true);
+    RUN(a_fallback_holds_the_map_or_converts, &zc_strategy_per_region_6_4_convert, true);
     RUN(references_are_counted);
     RUN(a_full_count_falls_back);
     RUN(a_region_of_another_map_is_not_ours);

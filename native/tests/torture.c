@@ -1,6 +1,7 @@
 /* Torture: every strategy, everything at once, sequences starting just before they wrap.
  *
- *   torture [seconds]      in all; the strategies share them. Default 2
+ *   torture [seconds [strategy [stalled]]]      in all; the strategies share them, unless one is named. Default 6. A thread that does not
+ *                                               get on for `stalled` seconds, default 30, ends the run
  *
  * Two maps share a slab, so region structs move between them. In each there are SLOTS regions, which two writers change, swap, recycle,
  * detach and attach again, while readers look addresses up and a placing and a releasing thread churn leases.
@@ -8,7 +9,8 @@
  * What is checked. Each slot has a record of plain, non-atomic fields, changed only with the region write-locked (or detached) and read only
  * with it read-locked: a lock that lets both in shows as torn fields, and to ThreadSanitizer as a race even if the timing was lucky. Each map
  * has a plain counter of its write sections, for writers against each other. The region of a lease is always there. Every thread gets
- * on, or the watchdog ends the run. In the end the strategies' counters are what the threads counted themselves.
+ * on, or the watchdog ends the run. Each slot has a pair of atomic fields as well, for those that look without holding: what is confirmed
+ * must be equal. In the end the strategies' counters are what the threads counted themselves.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -18,14 +20,16 @@
 #include <unistd.h>
 
 #include "lock/fair_rwlock.h"
+#include "lock/faults.h"
+#include "lock/global_phase_fair.h"
 #include "lock/per_region.h"
+#include "lock/per_region_6_4.h"
 #include "lock/registry.h"
 #include "region/map_core.h"
 #include "tests/check.h"
 
 enum { MAPS = 2, SLOTS = 6, READERS = 3, WRITERS = 2, RING = 32, THREADS = READERS + WRITERS + 2 };
 #define MIB (1ull << 20)
-#define STALLED_SECONDS 30
 
 struct record { /* plain on purpose */
     uint64_t a, b;
@@ -36,6 +40,7 @@ struct slot {
     _Atomic(struct zc_region *) region; /* NULL while it is being replaced */
     _Atomic uintptr_t address;          /* where it was last; readers try it whether or not it still is */
     struct record record;
+    _Atomic uint64_t left, right; /* equal but in a section */
 };
 
 struct arena_side {
@@ -51,6 +56,7 @@ struct run {
     struct zc_nursery *nursery;
     _Atomic bool stop;
     _Atomic uint64_t placed, released, refused;
+    double stalled_seconds;
 };
 
 struct worker {
@@ -61,6 +67,7 @@ struct worker {
     uint32_t number, random;
     _Atomic uint64_t steps;
     uint64_t read_locks[MAPS], misses[MAPS], sections[MAPS], unlisted, longest_ns;
+    uint64_t looks, confirmed;
 };
 
 static uint32_t draw(struct worker *w, uint32_t below) {
@@ -83,11 +90,31 @@ static void dawdle(struct worker *w) {
 
 /* ---- readers ---- */
 
-static const struct record *record_of(struct arena_side *side, struct zc_region *region) {
+static struct slot *slot_of(struct arena_side *side, struct zc_region *region) {
     for (int i = 0; i < SLOTS; i++)
         if (atomic_load(&side->slots[i].region) == region)
-            return &side->slots[i].record;
+            return &side->slots[i];
     return NULL;
+}
+
+static void look(struct worker *w, struct arena_side *side, uintptr_t address) {
+    struct zc_map *map = side->map;
+    struct zc_guard guard;
+    w->looks++;
+    if (map->strategy->peek(map, address, &guard) != 0)
+        return;
+    struct slot *slot = slot_of(side, guard.region);
+    bool inside = zc_region_contains(guard.region, address); /* stored with seq_cst here, as all that follows */
+    uint64_t left = slot != NULL ? atomic_load(&slot->left) : 0;
+    dawdle(w);
+    uint64_t right = slot != NULL ? atomic_load(&slot->right) : 0;
+    bool ours = atomic_load(&guard.region->map) == map;
+    if (map->strategy->confirm(map, &guard) != 0)
+        return;
+    w->confirmed++;
+    CHECK(inside);
+    CHECK(ours);
+    CHECK_EQUAL(left, right);
 }
 
 static void read_step(struct worker *w) {
@@ -95,6 +122,10 @@ static void read_step(struct worker *w) {
     struct arena_side *side = &w->run->sides[which];
     struct zc_map *map = side->map;
     uintptr_t address = atomic_load(&side->slots[draw(w, SLOTS)].address) + draw(w, ZC_UNIT);
+    if (map->strategy->peek != NULL && draw(w, 2)) {
+        look(w, side, address);
+        return;
+    }
     struct zc_guard guard;
     uint64_t began = now_ns();
     int error = map->strategy->read_lock(map, w->actors[which], address, &guard);
@@ -110,10 +141,11 @@ static void read_step(struct worker *w) {
     CHECK(atomic_load(&region->map) == map);
     CHECK(zc_region_contains(region, address));
     CHECK(zc_map_find(map, address) == region);
-    const struct record *record = record_of(side, region);
-    if (record == NULL) {
+    struct slot *slot = slot_of(side, region);
+    if (slot == NULL) {
         w->unlisted++; /* attached, its slot not published yet; or a nursery's */
     } else {
+        const struct record *record = &slot->record;
         uint64_t a = record->a;
         CHECK_EQUAL(record->start, atomic_load(&region->start));
         dawdle(w);
@@ -152,8 +184,10 @@ static void end(struct section *s) {
 static void change(struct section *s, struct slot *slot) {
     s->map->strategy->region_write_lock(s->map, s->self, atomic_load(&slot->region));
     slot->record.a++;
+    atomic_fetch_add(&slot->left, 1);
     dawdle(s->w);
     slot->record.b++;
+    atomic_fetch_add(&slot->right, 1);
 }
 
 static void put_at(struct zc_map *map, struct zc_region *region, uintptr_t start) {
@@ -167,7 +201,8 @@ static void swap(struct section *s, struct slot *one, struct slot *two) {
     struct zc_region *a = atomic_load(&one->region), *b = atomic_load(&two->region);
     uintptr_t at_a = atomic_load(&a->start), at_b = atomic_load(&b->start);
     s->map->strategy->region_write_lock(s->map, s->self, a);
-    s->map->strategy->region_write_lock(s->map, s->self, b);
+    if (!ZC_FAULT(3))
+        s->map->strategy->region_write_lock(s->map, s->self, b);
     put_at(s->map, a, at_b);
     one->record.start = at_b;
     dawdle(s->w);
@@ -292,14 +327,20 @@ static void *work(void *argument) {
 }
 
 static void start_before_wrap(struct zc_map *map) {
-    if (map->strategy == &zc_strategy_per_region)
+    const struct zc_strategy *strategy = map->strategy;
+    if (strategy == &zc_strategy_per_region || strategy == &zc_strategy_per_region_convert || strategy == &zc_strategy_speculative)
         zc_per_region_start(map, -2000u, -500u);
-    if (map->strategy == &zc_strategy_global)
-        zc_fair_init(map->lock, -500u);
+    else if (strategy == &zc_strategy_per_region_6_4 || strategy == &zc_strategy_per_region_6_4_convert)
+        zc_per_region_6_4_start(map, -1000u, -500u);
+    else if (strategy == &zc_strategy_global_phase_fair)
+        zc_phase_fair_start(map, -100000u, -500u);
+    else if (strategy == &zc_strategy_global || strategy == &zc_strategy_global_bravo || strategy == &zc_strategy_global_big_reader ||
+             strategy == &zc_strategy_region_rwlock || strategy == &zc_strategy_range)
+        zc_fair_init(map->lock, -500u); /* their state begins with a fair lock; mutexes have nothing that wraps */
 }
 
-static void set_up(struct run *run, const struct zc_strategy *strategy) {
-    *run = (struct run){.strategy = strategy};
+static void set_up(struct run *run, const struct zc_strategy *strategy, double stalled) {
+    *run = (struct run){.strategy = strategy, .stalled_seconds = stalled};
     struct zc_map_options options = {.budget = (SLOTS + 8) * ZC_UNIT, .retain = 2 * ZC_UNIT};
     CHECK_EQUAL(zc_map_create(strategy, &options, &run->sides[0].map), 0);
     CHECK_EQUAL(zc_map_create_beside(run->sides[0].map, &options, &run->sides[1].map), 0);
@@ -329,8 +370,9 @@ static void watch(struct worker *workers, double seconds) {
             if (steps != last[i])
                 moved[i] = now;
             last[i] = steps;
-            if (now - moved[i] > STALLED_SECONDS * 1000000000ull) {
-                fprintf(stderr, "%s: thread %d has been stuck for %d s\n", workers[i].run->strategy->name, i, STALLED_SECONDS);
+            if ((double)(now - moved[i]) > workers[i].run->stalled_seconds * 1e9) {
+                fprintf(stderr, "%s: thread %d has been stuck for %g s\n", workers[i].run->strategy->name, i,
+                        workers[i].run->stalled_seconds);
                 abort();
             }
         }
@@ -363,11 +405,11 @@ static void check_counters(struct run *run, struct worker *workers) {
     }
 }
 
-static void torture(const struct zc_strategy *strategy, double seconds) {
+static void torture(const struct zc_strategy *strategy, double seconds, double stalled) {
     static struct run run;
     static struct worker workers[THREADS];
     void (*const steps[THREADS])(struct worker *) = {read_step, read_step, read_step, write_step, write_step, place_step, release_step};
-    set_up(&run, strategy);
+    set_up(&run, strategy, stalled);
     for (uint32_t i = 0; i < THREADS; i++) {
         workers[i] = (struct worker){.run = &run, .step = steps[i], .number = i, .random = i * 7919 + (uint32_t)now_ns()};
         for (int which = 0; which < MAPS; which++)
@@ -387,10 +429,18 @@ static void torture(const struct zc_strategy *strategy, double seconds) {
                                        : "leases",
                (unsigned long long)workers[i].steps, (double)workers[i].longest_ns / 1e6);
     }
+    uint64_t looks = 0, confirmed = 0;
+    for (int i = 0; i < THREADS; i++) {
+        looks += workers[i].looks;
+        confirmed += workers[i].confirmed;
+    }
+    CHECK((strategy->peek != NULL) == (confirmed > 0));
     for (int i = 0; i < RING; i++)
         if (atomic_load(&run.ring[i]) != NULL)
             zc_lease_release(atomic_load(&run.ring[i]));
     printf("\n  leases: %llu placed, %llu refused\n", (unsigned long long)run.placed, (unsigned long long)run.refused);
+    if (looks > 0)
+        printf("  looks: %llu, confirmed %llu\n", (unsigned long long)looks, (unsigned long long)confirmed);
     zc_nursery_drop(run.nursery);
     check_counters(&run, workers);
     for (int which = 0; which < MAPS; which++) {
@@ -401,11 +451,17 @@ static void torture(const struct zc_strategy *strategy, double seconds) {
 }
 
 int main(int argc, char **argv) {
-    double seconds = argc > 1 ? strtod(argv[1], NULL) : 2;
+    double seconds = argc > 1 ? strtod(argv[1], NULL) : 6, stalled = argc > 3 ? strtod(argv[3], NULL) : 30;
+    if (argc > 2) {
+        const struct zc_strategy *strategy = zc_strategy_find(argv[2]);
+        CHECK(strategy != NULL);
+        torture(strategy, seconds, stalled);
+        return 0;
+    }
     size_t count = 0;
     while (zc_strategy_at(count) != NULL)
         count++;
     for (size_t index = 0; index < count; index++)
-        torture(zc_strategy_at(index), seconds / (double)count);
+        torture(zc_strategy_at(index), seconds / (double)count, stalled);
     return 0;
 }

@@ -101,6 +101,12 @@ struct zc_strategy {
      * find it unlocked, or write-locked until write_unlock). detach: afterwards nobody is inside; the core then clears index and fields. */
     void (*attach)(struct zc_map *map, struct zc_actor *self, struct zc_region *region);
     void (*detach)(struct zc_map *map, struct zc_actor *self, struct zc_region *region);
+
+    /* Both or neither (NULL): looking without holding, for readers whose work can be thrown away, which a receive cannot. peek: 0, with
+     * guard filled, or -EAGAIN: look again or read_lock. confirm: 0 if everything that was read of the region since peek belongs together,
+     * or -EAGAIN. What is read in between is loaded with acquire; writers store it with release. There is nothing to unlock. */
+    int (*peek)(struct zc_map *map, uintptr_t address, struct zc_guard *guard);
+    int (*confirm)(struct zc_map *map, const struct zc_guard *guard);
 };
 
 /* A plugin is a shared object that exports this one symbol. */
