@@ -1,7 +1,7 @@
 """What a lock strategy costs by itself: find, read-lock and unlock a region, as often as threads can.
 
 Native threads do it, without the GIL. The time of a round is that of the whole run, threads included; `ns_per_read` and
-the rest in extra_info are of the loop alone. "pthread" is a pthread_rwlock around the map, to compare with.
+the rest in extra_info are of the loop alone. "none" locks nothing: what the rest of the loop costs.
 
 The last test is the comparison itself: strategies alternate within one run, and only ratios of medians are believed.
 """
@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from zcrpc import locks
 from zcrpc._native import check, ffi, lib
 from zcrpc.regions import RegionMap
 
-STRATEGIES = ["pthread", "global", "per-region"]
+STRATEGIES = locks.names()
 
 SCENARIOS: dict[str, dict[str, int]] = {
     "uncontended": {"readers": 1, "iterations": 1_000_000},

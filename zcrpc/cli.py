@@ -1,4 +1,4 @@
-"""The command line: ``zcrpc lab seed`` and ``zcrpc lab upload``."""
+"""The command line: ``zcrpc lab seed``, ``zcrpc lab upload``, ``zcrpc lab new``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from zcrpc import locks as locks_of
 from zcrpc.calibration import Receive
+from zcrpc.lab import new as example
 from zcrpc.lab import report
 from zcrpc.lab import upload as uploads
 from zcrpc.lab.processes import ChildFailed
@@ -99,6 +101,26 @@ def upload(payload: int, seconds: float, receive: str, json_path: Path | None) -
     if json_path is not None:
         _write(json_path, done)
     Console().print(report.upload_table(done))
+
+
+@lab.command()
+@click.argument("name")
+@click.option(
+    "--in", "parent", default=".", type=click.Path(file_okay=False, path_type=Path), help="Where to put the directory."
+)
+def new(name: str, parent: Path) -> None:
+    """Write a working lock strategy to start from: a C file, the command that builds it, and its tests."""
+    try:
+        written = example.write(name, parent)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except OSError as error:
+        raise click.UsageError(f"cannot write {parent / name}: {error.strerror}") from None
+    for path in written:
+        click.echo(path)
+    plugin = written[0].with_suffix(".so")
+    click.echo(f"\nBuild and test it:  make -C {plugin.parent} test")
+    click.echo(f"Run a server on it: {locks_of.ENVIRONMENT}={plugin} zcrpc lab seed --locks global,{name}")
 
 
 def _ways(receive: str) -> list[Receive]:

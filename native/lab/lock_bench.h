@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 struct zc_lock_bench_options {
-    const char *strategy;     /* a name of the registry, or "pthread": a pthread_rwlock around the map, with which to compare */
+    const char *strategy;     /* a name of the registry; or, without writers, "none": what the rest of the loop costs */
     uint32_t readers;         /* threads, at least 1 */
     uint32_t writers;         /* threads that take the map lock and write-lock one region that no reader uses, over and over */
     uint32_t hot;             /* 1: all readers use one region; 0: each has regions of its own */
@@ -13,6 +13,7 @@ struct zc_lock_bench_options {
     uint32_t writer_pause_ns; /* … and outside */
     uint64_t iterations;      /* lock pairs of each reader, from when every writer has been inside once … */
     double seconds;           /* … or, if above 0, as many as fit: what preempts a writer then cannot end the run */
+    uint32_t hold;            /* 1: lock and unlock even where the strategy lets readers look without holding */
 };
 
 struct zc_lock_bench_result {

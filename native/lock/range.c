@@ -14,7 +14,8 @@
  *
  * Two ranges conflict if they overlap and one is exclusive. This is the range lock proposed for Linux (Kara, Bueso) and the order of arrival
  * of a fair lock; EuroSys '20's (Kogan, Dice, Issa) replaces the list's lock by marked pointers, which needs epochs to free a node. Ours come
- * from a pool in the map instead; if it is empty, a thread yields until one is free.
+ * from a pool in the map instead; if it is empty, a thread yields until one is free. The list's lock is a mutex: a fair one is handed from
+ * thread to thread for every pair (measured 5 µs with two, where this takes 0.2), and the order of ranges is that of their stamps anyway.
  *
  * Invariants. blockers counts conflicts with ranges in the list that have smaller stamps; it only falls once the range is in. A thread that
  * waits holds no range but as the one writer, and readers hold one at a time: so nobody waits in a circle. Whatever lies at units that are
@@ -28,6 +29,7 @@
  * ranges; and a list to walk. Readers of other ranges do not wait for a writer longer than that.
  */
 #include <errno.h>
+#include <pthread.h>
 #include <sched.h>
 
 #include "lock/fair_rwlock.h"
@@ -46,7 +48,7 @@ struct range {
 
 struct map_lock {
     struct zc_fair_rwlock writers; /* first: tests start its tickets before a wrap */
-    struct zc_fair_rwlock list;    /* guards what follows, to `held` */
+    pthread_mutex_t list;          /* guards what follows, to `held` */
     struct range *ranges;          /* by first */
     struct range *pool;
     uint64_t stamp;
@@ -60,13 +62,13 @@ static bool conflict(const struct range *a, const struct range *b) {
 
 static struct range *take(struct map_lock *m) {
     for (;;) {
-        zc_fair_write_lock(&m->list);
+        pthread_mutex_lock(&m->list);
         struct range *range = m->pool;
         if (range != NULL) {
             m->pool = range->next;
             return range; /* with the list's lock held */
         }
-        zc_fair_write_unlock(&m->list);
+        pthread_mutex_unlock(&m->list);
         sched_yield();
     }
 }
@@ -99,13 +101,13 @@ static struct range *hold(struct map_lock *m, struct zc_actor *self, size_t firs
     range->next = *place;
     *place = range;
     atomic_store_explicit(&range->blockers, blockers, ZC_RELAXED);
-    zc_fair_write_unlock(&m->list);
+    pthread_mutex_unlock(&m->list);
     wait_for_turn(range, self);
     return range;
 }
 
 static void drop(struct map_lock *m, struct range *range) {
-    zc_fair_write_lock(&m->list);
+    pthread_mutex_lock(&m->list);
     struct range **place = &m->ranges;
     for (struct range *each; (each = *place) != NULL && each->first < range->past;) {
         if (each == range) {
@@ -118,7 +120,7 @@ static void drop(struct map_lock *m, struct range *range) {
     }
     range->next = m->pool;
     m->pool = range;
-    zc_fair_write_unlock(&m->list);
+    pthread_mutex_unlock(&m->list);
 }
 
 static size_t unit_of(const struct zc_map *map, uintptr_t address) {
@@ -128,16 +130,16 @@ static size_t unit_of(const struct zc_map *map, uintptr_t address) {
 static int range_map_init(struct zc_map *map) {
     struct map_lock *m = map->lock;
     zc_fair_init(&m->writers, 0);
-    zc_fair_init(&m->list, 0);
     for (int i = 0; i < RANGES; i++) {
         m->all[i].next = m->pool;
         m->pool = &m->all[i];
     }
-    return 0;
+    return -pthread_mutex_init(&m->list, NULL);
 }
 
 static void range_map_destroy(struct zc_map *map) {
-    (void)map;
+    struct map_lock *m = map->lock;
+    pthread_mutex_destroy(&m->list);
 }
 
 static void range_region_init(struct zc_map *map, struct zc_region *region) {

@@ -14,6 +14,8 @@ from typing import IO, Any, TypeVar
 
 import msgspec
 
+from zcrpc import locks
+
 T = TypeVar("T")
 
 
@@ -37,6 +39,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            env=locks.environment(),
         )
         self.send(options)
 

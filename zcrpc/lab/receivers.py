@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from zcrpc import locks
 from zcrpc._native import check, ffi, lib
 from zcrpc.lab.processes import say, serve
 from zcrpc.lab.results import Latency, from_struct
@@ -95,6 +96,7 @@ def receive(receivers: Receivers) -> ReceiversResult:
             "seconds": receivers.seconds,
         },
     )
+    locks.find(receivers.strategy)  # which may be a plugin that the environment names
     out = ffi.new("struct zc_seed **")
     check(lib.zc_seed_open(options, out), f"opening the seed experiment with strategy {receivers.strategy!r}")
     try:
