@@ -1,5 +1,5 @@
 /* Faults that real implementations of such locks had, each to be put in again for a test build: -DZCRPC_FAULT=n. The default, 0, is none of
- * them, and then the compiler sees constants: nothing is left of all this. native/tests/faults.c says which tool catches which.
+ * them, and then the compiler sees constants: nothing is left of all this. tests/test_faults.py says which tool catches which.
  *
  *   1   unlock without release: put, and the map's sequence in write_unlock                   per_region.c
  *   2   range and identity are examined before the reference is held                          per_region.c
