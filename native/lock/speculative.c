@@ -24,8 +24,8 @@
  * a region within one peek would go unnoticed.
  *
  * Memory orders. A seqlock without fences. Fields are stored with release after `changes`, and loaded with acquire before confirm loads
- * `changes`: who saw a new field sees the new count. peek loads `changes` with acquire, so it sees the stamp stored before it; and map.seq with
- * acquire, against the release in write_unlock: who finds the region unlocked sees what was changed. Whoever reads more of the region or
+ * `changes`: who saw a new field sees the new count. peek loads `changes` with acquire, so it sees the stamp stored before it; and map.seq
+ * with acquire, against the release in write_unlock: who finds the region unlocked sees what was changed. Whoever reads more of the region or
  * what it guards between the two uses acquire loads, and its writers release stores.
  *
  * Cost. Readers store nothing shared: lines stay in every cache until a writer comes. Stamp and count have a line of their own, apart from

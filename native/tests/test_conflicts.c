@@ -63,11 +63,22 @@ static const struct expected {
     const char *name;
     double disjoint, hot;
 } table[] = {
-    {"global", 2, 2},         {"global-mutex", 2, 2},           {"global-pthread", 2, 2}, {"global-phase-fair", 2, 2},
-    {"global-bravo", 0, 0},   {"global-big-reader", 0, 0},      {"region-rwlock", 1, 3}, /* the map's lock to find the region; in a hot one the region's, too */
-    {"per-region-6.4", 0, 2}, {"per-region-6.4-convert", 0, 2}, {"per-region", 0, 2},     {"per-region-convert", 0, 2},
-    {"speculative", 0, 2}, /* holding; looking is apart */
-    {"range", 4, 4},       /* the list, and the range that the other had last */
+    {"global", 2, 2},
+    {"global-mutex", 2, 2},
+    {"global-pthread", 2, 2},
+    {"global-phase-fair", 2, 2},
+    {"global-bravo", 0, 0},
+    {"global-big-reader", 0, 0},
+    /* The map's lock to find the region; if that is the same, its lock, too. */
+    {"region-rwlock", 1, 3},
+    {"per-region-6.4", 0, 2},
+    {"per-region-6.4-convert", 0, 2},
+    {"per-region", 0, 2},
+    {"per-region-convert", 0, 2},
+    /* Holding; looking is apart. */
+    {"speculative", 0, 2},
+    /* The list, and the range that the other had last. */
+    {"range", 4, 4},
 };
 
 int main(void) {
