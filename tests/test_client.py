@@ -175,6 +175,27 @@ async def test_request_over_the_servers_limit_is_not_sent(serving: Serving) -> N
         assert server.stats().requests == 1
 
 
+def test_options_that_make_no_sense() -> None:
+    for options in (
+        {"receive": "magic"},
+        {"max_header": 10},
+        {"place_from": 0},
+        {"max_message": 0},
+        {"stall_timeout": 0},
+    ):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            zcrpc.connect("tcp://127.0.0.1:1", **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected tcp"):
+        zcrpc.connect("nowhere")
+    with pytest.raises(TypeError, match="belongs to the caller"):
+
+        class Odd(zcrpc.Service):
+            @zcrpc.method
+            def wait(self, timeout: float) -> None: ...
+
+        zcrpc.connect("tcp://127.0.0.1:1", Odd)
+
+
 # ---- deadlines and cancelling
 
 

@@ -173,6 +173,13 @@ def test_options_that_make_no_sense() -> None:
         {"max_connections": 0},
         {"receive_threads": -1},
         {"map_from": 0},
+        {"place_from": 0},
+        {"place_from": 65537},
+        {"max_header": 1000},
+        {"max_header": 1 << 18},
+        {"max_message": 0},
+        {"max_unread": -1},
+        {"stall_timeout": 0},
     ):
         with pytest.raises(ValueError, match=next(iter(options))):
             zcrpc.Server(Work(), **options)  # type: ignore[arg-type]

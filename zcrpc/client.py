@@ -60,11 +60,7 @@ class _Options:
     receive: Receive
     budget: int
     retain: int
-    max_message: int
-    max_header: int
-    place_from: int
-    map_from: int
-    stall_timeout: float
+    reactor: ReactorOptions
 
 
 class _Pool:
@@ -74,21 +70,7 @@ class _Pool:
         self.key = loop, options
         self.users = 0
         self.regions = RegionMap(locks=options.locks, budget=options.budget, retain=options.retain)
-        self.reactor = Reactor(
-            loop,
-            self.regions.handle,
-            ReactorOptions(
-                threaded=False,
-                receive=calibration.MODES[options.receive],
-                place_from=min(options.place_from, options.map_from, options.max_message),
-                map_from=options.map_from,
-                header_limit=options.max_header,
-                payload_limit=options.max_message,
-                # Answers are read even while the server does not read: else both could wait for each other.
-                outbound_limit=0xFFFFFFFF,
-                stall_ms=max(1, round(options.stall_timeout * 1000)),
-            ),
-        )
+        self.reactor = Reactor(loop, self.regions.handle, options.reactor)
 
     @classmethod
     def join(cls, loop: asyncio.AbstractEventLoop, options: _Options) -> _Pool:
@@ -574,16 +556,23 @@ def connect(
     """
     calibration.validate(receive)
     where = parse(address)
+    max_message = min(max_message, budget)
     options = _Options(
         locks=locks,
         receive=receive,
         budget=budget,
         retain=retain,
-        max_message=min(max_message, budget),
-        max_header=max_header,
-        place_from=place_from,
-        map_from=map_from,
-        stall_timeout=stall_timeout,
+        reactor=ReactorOptions(
+            threaded=False,
+            receive=calibration.MODES[receive],
+            place_from=min(place_from, map_from, max_message),
+            map_from=map_from,
+            header_limit=max_header,
+            payload_limit=max_message,
+            # Answers are read even while the server does not read: else both could wait for each other.
+            outbound_limit=0xFFFFFFFF,
+            stall_ms=round(stall_timeout * 1000),
+        ),
     )
     wrap: Callable[[Client], Any] = (lambda client: client) if service is None else (lambda client: client.use(service))
     if service is not None:
@@ -593,15 +582,16 @@ def connect(
 
 async def _open(address: Address, options: _Options, timeout: float | None) -> Client:
     loop = asyncio.get_running_loop()
+    reactor = options.reactor
     try:
         async with asyncio.timeout(timeout):
-            map_from = 0 if address.is_unix else await calibration.mapped_from(options.receive, options.map_from)
+            map_from = 0 if address.is_unix else await calibration.mapped_from(options.receive, reactor.map_from)
             sock = await _connect_unix(loop, address) if address.is_unix else await _connect_tcp(loop, address)
             pool = connection = None
             try:
                 pool = _Pool.join(loop, options)
                 hello = Hello(
-                    limits=Limits(header=options.max_header, payload=options.max_message, in_flight=1),
+                    limits=Limits(header=reactor.header_limit, payload=reactor.payload_limit, in_flight=1),
                     chunk=lib.ZC_CHUNK_BYTES,
                     map_from=map_from,
                 )

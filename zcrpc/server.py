@@ -435,13 +435,7 @@ class Server:
         hello_timeout: float = 10.0,
     ) -> None:
         calibration.validate(receive)
-        for name, value in (
-            ("max_in_flight", max_in_flight),
-            ("max_connections", max_connections),
-            ("map_from", map_from),
-            ("max_message", max_message),
-            ("place_from", place_from),
-        ):
+        for name, value in (("max_in_flight", max_in_flight), ("max_connections", max_connections)):
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
         if receive_threads < 0:
@@ -464,7 +458,7 @@ class Server:
             header_limit=max_header,
             payload_limit=self.max_message,
             outbound_limit=max_unread,
-            stall_ms=max(1, round(stall_timeout * 1000)),
+            stall_ms=round(stall_timeout * 1000),
         )
         self.regions = RegionMap(locks=locks, budget=budget, retain=retain)
         self.runner: Runner  # set with the loop, when listening begins
@@ -582,7 +576,7 @@ class Server:
     # ---- life
 
     def stats(self) -> Stats:
-        """Counters and gauges. After `close`, those of its end, but for the memory that leases still hold."""
+        """Counters and gauges. After `close`, those of its end."""
         if self._last is not None:
             return self._last
         return collect(
