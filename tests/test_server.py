@@ -174,7 +174,7 @@ def test_options_that_make_no_sense() -> None:
         {"receive_threads": -1},
         {"map_from": 0},
         {"place_from": 0},
-        {"place_from": 65537},
+        {"place_from": 65537, "map_from": 1 << 20},
         {"max_header": 1000},
         {"max_header": 1 << 18},
         {"max_message": 0},
