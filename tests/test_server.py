@@ -301,6 +301,10 @@ async def test_result_that_the_peer_does_not_take_is_an_error(serving: Serving) 
         with pytest.raises(zcrpc.ResourceExhausted, match="1048577"):
             await big.data((1 << 20) + 1)  # type: ignore[misc]
         assert len(await big.data(1 << 20)) == 1 << 20  # type: ignore[misc]
+    async with serving(Big()) as (_, address), zcrpc.connect(address, Big, max_message=2000) as big:
+        with pytest.raises(zcrpc.ResourceExhausted, match="2001"):
+            await big.data(2001)  # type: ignore[misc]
+        assert len(await big.data(2000)) == 2000  # type: ignore[misc]
 
 
 # ---- statistics

@@ -23,7 +23,7 @@ from zcrpc import calibration
 from zcrpc._native import lib
 from zcrpc.address import Address, parse, resolve
 from zcrpc.calibration import Receive
-from zcrpc.codec import SINGLE, SINGLE_BUFFER, HeaderError
+from zcrpc.codec import INLINE_BELOW, SINGLE, SINGLE_BUFFER, SINGLE_BYTES, HeaderError
 from zcrpc.connection import Connection
 from zcrpc.eager import Runner, Suspended
 from zcrpc.errors import FailedPrecondition, ResourceExhausted, Status, ZcrpcError, failure
@@ -153,10 +153,6 @@ class ServerConnection(Connection):
         self.server.requests += 1
         if (self.careful or not stream) and not self._may_begin(stream, method, deadline_ms, header, payload):
             return
-        self.serve(stream, method, deadline_ms, header, payload)
-
-    def serve(self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview) -> None:
-        """Runs a call's handler, or its first step."""
         try:
             plan, handler = self.handlers[method]
         except KeyError:
@@ -213,7 +209,9 @@ class ServerConnection(Connection):
                 if deadline_ms <= 0:
                     self.fail(stream, Status.DEADLINE_EXCEEDED, "the deadline passed before the call was begun")
                     continue
-            self.serve(stream, method, deadline_ms, header, payload)
+            self.server.requests -= 1  # counted when it came
+            self.careful = False  # it may begin
+            self.request(stream, method, deadline_ms, header, payload)
         self.be_careful()
 
     def _suspend(self, stream: int, plan: Plan, suspended: Suspended, deadline_ms: int) -> None:
@@ -228,32 +226,28 @@ class ServerConnection(Connection):
 
     def reply(self, stream: int, plan: Plan, result: Any) -> None:
         """Ends a call with its result."""
-        if type(result) is memoryview:
+        # The commonest shapes, packed in one go; what follows would do the same.
+        kind = type(result)
+        if kind is memoryview:
             length = result.nbytes
-            if length < self._reference_from and type(result.obj) is bytes and result.c_contiguous:
-                # The commonest shape, packed in one go; what follows would do the same.
-                reactor = self.reactor
-                reactor.pieces += (
-                    _pack_single(
-                        self.number,
-                        _SINGLE_FRAME_SIZE + length,
-                        0,
-                        RESPONSE,
-                        0,
-                        0,
-                        stream,
-                        _SINGLE_HEADER_SIZE,
-                        0,
-                        length,
-                        SINGLE_BUFFER,
-                        0,
-                        length,
-                    ),
-                    result,
-                )
-                if not reactor.submits:
-                    reactor.wake()
-                return
+            head = SINGLE_BUFFER if type(result.obj) is bytes and result.c_contiguous else b""
+        elif kind is bytes:
+            length = len(result)
+            head = SINGLE_BYTES if length >= INLINE_BELOW else b""
+        else:
+            length, head = 0, b""
+        if head and length < self._reference_from:
+            size = _SINGLE_FRAME_SIZE + length
+            reactor = self.reactor
+            reactor.pieces += (
+                _pack_single(
+                    self.number, size, 0, RESPONSE, 0, 0, stream, _SINGLE_HEADER_SIZE, 0, length, head, 0, length
+                ),
+                result,
+            )
+            if not reactor.submits:
+                reactor.wake()
+            return
         try:
             header, buffers, length = self.reactor.codec.encode_result(result)
             limits = self.peer.limits
