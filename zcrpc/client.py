@@ -538,7 +538,7 @@ def connect(
     locks: str = "per-region",
     budget: int = 1 << 30,
     retain: int = 16 << 20,
-    max_message: int = 1 << 30,
+    max_message: int = 256 << 20,
     max_header: int = 64 << 10,
     place_from: int = 32 << 10,
     map_from: int = 64 << 10,

@@ -417,7 +417,7 @@ class Server:
         receive_threads: int = 0,
         budget: int = 1 << 30,
         retain: int = 16 << 20,
-        max_message: int = 1 << 30,
+        max_message: int = 256 << 20,
         max_header: int = 64 << 10,
         max_in_flight: int = 1024,
         max_connections: int = 10_000,
