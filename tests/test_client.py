@@ -14,6 +14,7 @@ from raw_peer import CANCEL, GOAWAY, HELLO, PING, PONG, PREFACE, REQUEST, RESPON
 
 import zcrpc
 from zcrpc import client as client_module
+from zcrpc import pool as pools
 
 
 class Point(msgspec.Struct):
@@ -402,7 +403,7 @@ async def test_connect_can_be_cancelled(serving: Serving) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert not client_module._pools
+    assert not pools._pools
 
 
 async def test_clients_of_a_loop_share_a_reactor(serving: Serving) -> None:
@@ -411,11 +412,11 @@ async def test_clients_of_a_loop_share_a_reactor(serving: Serving) -> None:
             async with zcrpc.connect(address, max_message=1 << 20) as other:
                 assert one._pool is two._pool
                 assert one._pool is not other._pool
-                assert len(client_module._pools) == 2
+                assert len(pools._pools) == 2
                 assert await other.call("Store.anything", 1) == 1
-            assert len(client_module._pools) == 1
+            assert len(pools._pools) == 1
             assert await one.call("Store.anything", 1) == 1
-    assert not client_module._pools
+    assert not pools._pools
 
 
 def test_loops_in_several_threads_have_their_own(tmp_path: Any) -> None:
@@ -438,7 +439,7 @@ def test_loops_in_several_threads_have_their_own(tmp_path: Any) -> None:
         assert results == [sum(range(500))] * 5
 
     asyncio.run(main())
-    assert not client_module._pools
+    assert not pools._pools
 
 
 def test_client_that_was_never_closed_does_not_outlive_its_loop_for_long() -> None:
@@ -450,15 +451,15 @@ def test_client_that_was_never_closed_does_not_outlive_its_loop_for_long() -> No
         await server.close()
 
     asyncio.run(forgetful())
-    assert len(client_module._pools) == 1
+    assert len(pools._pools) == 1
     gc.collect()
 
     async def next_one() -> None:
         async with zcrpc.Server(Store()).listen("tcp://127.0.0.1:0") as address, zcrpc.connect(address):
-            assert len(client_module._pools) == 1
+            assert len(pools._pools) == 1
 
     asyncio.run(next_one())
-    assert not client_module._pools
+    assert not pools._pools
 
 
 async def test_result_views_outlive_the_client(serving: Serving) -> None:
