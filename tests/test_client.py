@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 import uvloop
-from conftest import Serving, until
+from conftest import Serving, Waits, until
 from raw_peer import CANCEL, GOAWAY, HELLO, PING, PONG, PREFACE, REQUEST, RESPONSE, RawPeer, RawServer, frame, hello
 
 import zcrpc
@@ -22,13 +22,12 @@ class Point(msgspec.Struct):
     data: memoryview | None = None
 
 
-class Store(zcrpc.Service):
+class Store(Waits):
     """Keeps values."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.values: dict[str, bytes] = {}
-        self.gate = asyncio.Event()
-        self.began = self.cancelled = 0
 
     @zcrpc.method
     async def put(self, key: str, value: bytes) -> int:
@@ -55,16 +54,6 @@ class Store(zcrpc.Service):
     @zcrpc.method
     async def anything(self, value: Any) -> Any:
         return value
-
-    @zcrpc.method
-    async def wait(self) -> str:
-        self.began += 1
-        try:
-            await self.gate.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        return "waited"
 
 
 async def test_typed_and_untyped(serving: Serving) -> None:

@@ -9,7 +9,7 @@ import weakref
 from typing import Any
 
 import pytest
-from conftest import Serving, until
+from conftest import Serving, Waits, until
 from raw_peer import CANCEL, ERROR, GOAWAY, REQUEST, RESPONSE, RawPeer, frame
 
 import zcrpc
@@ -19,11 +19,9 @@ from zcrpc.errors import Status
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="none")
 
 
-class Work(zcrpc.Service):
+class Work(Waits):
     def __init__(self) -> None:
-        self.gate = asyncio.Event()
-        self.began = 0
-        self.cancelled = 0
+        super().__init__()
         self.kept: list[Any] = []
 
     @zcrpc.method
@@ -33,16 +31,6 @@ class Work(zcrpc.Service):
     @zcrpc.method
     def add_plain(self, a: int, b: int) -> int:
         return a + b
-
-    @zcrpc.method
-    async def wait(self) -> str:
-        self.began += 1
-        try:
-            await self.gate.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        return "waited"
 
     @zcrpc.method
     async def clean_up(self, seconds: float) -> str:
