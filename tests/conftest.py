@@ -11,6 +11,25 @@ import zcrpc
 Serving = Callable[..., AbstractAsyncContextManager[tuple[zcrpc.Server, str]]]
 
 
+class Waits(zcrpc.Service):
+    """A service with a handler that waits until its gate is opened, and counts."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.began = 0
+        self.cancelled = 0
+
+    @zcrpc.method
+    async def wait(self) -> str:
+        self.began += 1
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return "waited"
+
+
 async def until(condition: Callable[[], Any], timeout: float = 5.0) -> None:
     """Waits for a condition, looking every few milliseconds."""
     async with asyncio.timeout(timeout):

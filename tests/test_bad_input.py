@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import Serving, until
+from conftest import Serving, Waits, until
 from raw_peer import (
     CANCEL,
     CHUNK,
@@ -38,11 +38,7 @@ from zcrpc.errors import Status
 MIB = 1 << 20
 
 
-class Bench(zcrpc.Service):
-    def __init__(self) -> None:
-        self.gate = asyncio.Event()
-        self.began = self.cancelled = 0
-
+class Bench(Waits):
     @zcrpc.method
     async def echo(self, value: memoryview) -> memoryview:
         return value
@@ -50,16 +46,6 @@ class Bench(zcrpc.Service):
     @zcrpc.method
     async def add(self, a: int, b: int) -> int:
         return a + b
-
-    @zcrpc.method
-    async def wait(self) -> str:
-        self.began += 1
-        try:
-            await self.gate.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        return "waited"
 
     @zcrpc.method
     async def size(self, n: int) -> bytes:

@@ -120,7 +120,7 @@ class TestSeed:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        time.sleep(4)  # some rounds of a quarter of a second
+        time.sleep(6)  # some rounds of a quarter of a second
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=20)
         assert process.returncode == 130

@@ -9,11 +9,12 @@ import msgspec
 import numpy as np
 import pytest
 import uvloop
-from conftest import Serving, until
+from conftest import Serving, Waits, until
 from raw_peer import CANCEL, GOAWAY, HELLO, PING, PONG, PREFACE, REQUEST, RESPONSE, RawPeer, RawServer, frame, hello
 
 import zcrpc
 from zcrpc import client as client_module
+from zcrpc import pool as pools
 
 
 class Point(msgspec.Struct):
@@ -21,13 +22,12 @@ class Point(msgspec.Struct):
     data: memoryview | None = None
 
 
-class Store(zcrpc.Service):
+class Store(Waits):
     """Keeps values."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.values: dict[str, bytes] = {}
-        self.gate = asyncio.Event()
-        self.began = self.cancelled = 0
 
     @zcrpc.method
     async def put(self, key: str, value: bytes) -> int:
@@ -54,16 +54,6 @@ class Store(zcrpc.Service):
     @zcrpc.method
     async def anything(self, value: Any) -> Any:
         return value
-
-    @zcrpc.method
-    async def wait(self) -> str:
-        self.began += 1
-        try:
-            await self.gate.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        return "waited"
 
 
 async def test_typed_and_untyped(serving: Serving) -> None:
@@ -173,6 +163,27 @@ async def test_request_over_the_servers_limit_is_not_sent(serving: Serving) -> N
             await client.call("Store.anything", bytes(1001))
         assert len(await client.call("Store.anything", bytes(1000))) == 1000
         assert server.stats().requests == 1
+
+
+def test_options_that_make_no_sense() -> None:
+    for options in (
+        {"receive": "magic"},
+        {"max_header": 10},
+        {"place_from": 0},
+        {"max_message": 0},
+        {"stall_timeout": 0},
+    ):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            zcrpc.connect("tcp://127.0.0.1:1", **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="expected tcp"):
+        zcrpc.connect("nowhere")
+    with pytest.raises(TypeError, match="belongs to the caller"):
+
+        class Odd(zcrpc.Service):
+            @zcrpc.method
+            def wait(self, timeout: float) -> None: ...
+
+        zcrpc.connect("tcp://127.0.0.1:1", Odd)
 
 
 # ---- deadlines and cancelling
@@ -381,7 +392,7 @@ async def test_connect_can_be_cancelled(serving: Serving) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert not client_module._pools
+    assert not pools._pools
 
 
 async def test_clients_of_a_loop_share_a_reactor(serving: Serving) -> None:
@@ -390,11 +401,11 @@ async def test_clients_of_a_loop_share_a_reactor(serving: Serving) -> None:
             async with zcrpc.connect(address, max_message=1 << 20) as other:
                 assert one._pool is two._pool
                 assert one._pool is not other._pool
-                assert len(client_module._pools) == 2
+                assert len(pools._pools) == 2
                 assert await other.call("Store.anything", 1) == 1
-            assert len(client_module._pools) == 1
+            assert len(pools._pools) == 1
             assert await one.call("Store.anything", 1) == 1
-    assert not client_module._pools
+    assert not pools._pools
 
 
 def test_loops_in_several_threads_have_their_own(tmp_path: Any) -> None:
@@ -417,7 +428,7 @@ def test_loops_in_several_threads_have_their_own(tmp_path: Any) -> None:
         assert results == [sum(range(500))] * 5
 
     asyncio.run(main())
-    assert not client_module._pools
+    assert not pools._pools
 
 
 def test_client_that_was_never_closed_does_not_outlive_its_loop_for_long() -> None:
@@ -429,15 +440,15 @@ def test_client_that_was_never_closed_does_not_outlive_its_loop_for_long() -> No
         await server.close()
 
     asyncio.run(forgetful())
-    assert len(client_module._pools) == 1
+    assert len(pools._pools) == 1
     gc.collect()
 
     async def next_one() -> None:
         async with zcrpc.Server(Store()).listen("tcp://127.0.0.1:0") as address, zcrpc.connect(address):
-            assert len(client_module._pools) == 1
+            assert len(pools._pools) == 1
 
     asyncio.run(next_one())
-    assert not client_module._pools
+    assert not pools._pools
 
 
 async def test_result_views_outlive_the_client(serving: Serving) -> None:

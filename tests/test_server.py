@@ -9,7 +9,7 @@ import weakref
 from typing import Any
 
 import pytest
-from conftest import Serving, until
+from conftest import Serving, Waits, until
 from raw_peer import CANCEL, ERROR, GOAWAY, REQUEST, RESPONSE, RawPeer, frame
 
 import zcrpc
@@ -19,11 +19,9 @@ from zcrpc.errors import Status
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="none")
 
 
-class Work(zcrpc.Service):
+class Work(Waits):
     def __init__(self) -> None:
-        self.gate = asyncio.Event()
-        self.began = 0
-        self.cancelled = 0
+        super().__init__()
         self.kept: list[Any] = []
 
     @zcrpc.method
@@ -33,16 +31,6 @@ class Work(zcrpc.Service):
     @zcrpc.method
     def add_plain(self, a: int, b: int) -> int:
         return a + b
-
-    @zcrpc.method
-    async def wait(self) -> str:
-        self.began += 1
-        try:
-            await self.gate.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        return "waited"
 
     @zcrpc.method
     async def clean_up(self, seconds: float) -> str:
@@ -107,11 +95,13 @@ async def test_listens_on_several_addresses_at_once(tmp_path: Any) -> None:
 
 
 async def test_ipv6() -> None:
+    server = zcrpc.Server(Work())
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
-    except OSError:
-        pytest.skip("this machine has no IPv6")
-    server = zcrpc.Server(Work())
+    except OSError:  # this machine has none: then neither have we
+        with pytest.raises(OSError, match=r"."):
+            await server.listen("tcp://[::1]:0")
+        return
     async with server.listen("tcp://[::1]:0") as address, zcrpc.connect(address) as client:
         assert address.startswith("tcp://[::1]:")
         assert await client.call("Work.add", 1, 2) == 3
@@ -173,6 +163,13 @@ def test_options_that_make_no_sense() -> None:
         {"max_connections": 0},
         {"receive_threads": -1},
         {"map_from": 0},
+        {"place_from": 0},
+        {"place_from": 65537, "map_from": 1 << 20},
+        {"max_header": 1000},
+        {"max_header": 1 << 18},
+        {"max_message": 0},
+        {"max_unread": -1},
+        {"stall_timeout": 0},
     ):
         with pytest.raises(ValueError, match=next(iter(options))):
             zcrpc.Server(Work(), **options)  # type: ignore[arg-type]
@@ -294,6 +291,10 @@ async def test_result_that_the_peer_does_not_take_is_an_error(serving: Serving) 
         with pytest.raises(zcrpc.ResourceExhausted, match="1048577"):
             await big.data((1 << 20) + 1)  # type: ignore[misc]
         assert len(await big.data(1 << 20)) == 1 << 20  # type: ignore[misc]
+    async with serving(Big()) as (_, address), zcrpc.connect(address, Big, max_message=2000) as big:
+        with pytest.raises(zcrpc.ResourceExhausted, match="2001"):
+            await big.data(2001)  # type: ignore[misc]
+        assert len(await big.data(2000)) == 2000  # type: ignore[misc]
 
 
 # ---- statistics

@@ -93,8 +93,8 @@ def seed(json_path: Path | None, locks: str, rounds: int | None, **settings: Any
 def upload(payload: int, seconds: float, receive: str, json_path: Path | None) -> None:
     """Upload to a real server from a real client, both in Python: how fast, and how much of it was mapped?"""
     ways = _ways(receive)
-    if not 1 <= payload <= 1 << 30 or not 0 < seconds <= 3600:
-        raise click.UsageError("payload must be 1 byte to 1 GiB, seconds more than 0 and at most 3600")
+    if not 1 <= payload <= 256 << 20 or not 0 < seconds <= 3600:
+        raise click.UsageError("payload must be 1 byte to 256 MiB, seconds more than 0 and at most 3600")
     if json_path is not None:
         _write(json_path, [])
     done = [uploads.run(way, payload, seconds) for way in ways]

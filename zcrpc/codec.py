@@ -225,7 +225,8 @@ class Codec:
         self._length = len(payload)
         self._end = 0
         self._mode = buffers
-        self.forget()
+        if self._stems:
+            self._stems = {}
         try:
             return self._decoder.decode(header)
         except HeaderError:

@@ -204,7 +204,7 @@ class Connection:
             self.violated(f"hello: {error}")
             return
         self.peer = peer
-        self._reference_from = min(COPY_BELOW, peer.map_from or COPY_BELOW, peer.chunk)
+        self._reference_from = min(COPY_BELOW, peer.map_from or COPY_BELOW, peer.chunk, peer.limits.payload + 1)
         self.reactor.set_peer(self.number, peer.chunk, peer.map_from)
         self.greeting()
 

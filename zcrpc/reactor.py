@@ -46,6 +46,7 @@ _log = logging.getLogger("zcrpc.reactor")
 # Stalled connections are looked for this often when nothing else happens.
 _SWEEP_SECONDS: Final = 1.0
 
+_U32: Final = (1 << 32) - 1
 _EVENT_SIZE: Final = EVENT.size
 _unpack_events: Final = EVENT.iter_unpack
 
@@ -62,6 +63,19 @@ class ReactorOptions:
     payload_limit: int
     outbound_limit: int
     stall_ms: int
+
+    def __post_init__(self) -> None:
+        """ValueError for what the core would refuse, in the words of the options of `Server` and `connect`."""
+        for name, value, least, most in (
+            ("map_from", self.map_from, 1, _U32),
+            ("max_header", self.header_limit, 1024, 1 << 17),
+            ("max_message", self.payload_limit, 1, 1 << 62),
+            ("max_unread", self.outbound_limit, 0, _U32),
+            ("stall_timeout in ms", self.stall_ms, 1, _U32),
+            ("place_from", self.place_from, 1, 1 << 16),  # last, since it is lowered to the two above
+        ):
+            if not least <= value <= most:
+                raise ValueError(f"{name}={value}: must be between {least} and {most}")
 
 
 class Reactor:

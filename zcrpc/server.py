@@ -1,8 +1,5 @@
-"""The server: listens, dispatches calls to handlers, and goes away in good order.
-
-A call's way is short and all in one place, `ServerConnection.request`: decode, bind, run the handler's first step,
-encode, append. Only a handler that suspends is given a `Call`, which the tables of its connection know.
-"""
+"""The server: listens, takes connections in, and goes away in good order. What a connection does with a call is in
+serving.py."""
 
 from __future__ import annotations
 
@@ -10,28 +7,25 @@ import asyncio
 import contextlib
 import errno
 import logging
-import math
 import os
 import socket
-import stat
-import struct
 from collections.abc import Callable, Generator
-from types import CoroutineType, TracebackType
+from types import TracebackType
 from typing import Any, Final
 
 from zcrpc import calibration
 from zcrpc._native import lib
-from zcrpc.address import Address, parse, resolve
+from zcrpc.address import Address, parse
 from zcrpc.calibration import Receive
-from zcrpc.codec import SINGLE, SINGLE_BUFFER, HeaderError
-from zcrpc.connection import Connection
-from zcrpc.eager import Runner, Suspended
-from zcrpc.errors import FailedPrecondition, ResourceExhausted, Status, ZcrpcError, failure
+from zcrpc.eager import Runner
+from zcrpc.errors import FailedPrecondition, Status
 from zcrpc.reactor import Reactor, ReactorOptions
 from zcrpc.regions import RegionMap
-from zcrpc.service import Plan, Service, plans
+from zcrpc.service import Service, plans
+from zcrpc.serving import Handlers, ServerConnection
+from zcrpc.sockets import bind_tcp, bind_unix
 from zcrpc.stats import Stats, collect
-from zcrpc.wire import FRAME, RECORD_FRAME, REQUEST, RESPONSE, Hello, Limits
+from zcrpc.wire import Hello, Limits
 
 _log = logging.getLogger("zcrpc.server")
 
@@ -47,274 +41,6 @@ _CLEANUP_SECONDS: Final = 1.0
 # How long peers may take to read the last replies and close their side. The core itself lets go of those that do not
 # after 1 s.
 _FAREWELL_SECONDS: Final = 1.5
-
-# A response that is one buffer: record, frame and header.
-_pack_single: Final = struct.Struct(RECORD_FRAME.format + SINGLE.format[1:]).pack
-_SINGLE_HEADER_SIZE: Final = SINGLE.size
-_SINGLE_FRAME_SIZE: Final = FRAME.size + SINGLE.size
-
-_Handlers = dict[int, tuple[Plan, Callable[..., Any]]]
-
-
-class Call:
-    """A call whose handler has suspended."""
-
-    __slots__ = ("answered", "connection", "plan", "stream", "suspended", "tick")
-
-    def __init__(self, connection: ServerConnection, stream: int, plan: Plan, suspended: Suspended) -> None:
-        self.connection = connection
-        self.stream = stream
-        self.plan = plan
-        self.suspended = suspended
-        self.tick = 0
-        self.answered = False
-
-    def expire(self) -> None:
-        """Its deadline has passed: answered at once, whatever the handler makes of being cancelled."""
-        self.tick = 0
-        self.stop()
-        self.connection.fail(
-            self.stream, Status.DEADLINE_EXCEEDED, f"{self.plan.name}: the deadline passed before it was done"
-        )
-
-    def stop(self) -> None:
-        """Cancels the handler; nobody waits for its answer any more."""
-        self.answered = True
-        self.connection.calls.pop(self.stream, None)
-        self.suspended.cancel()
-
-    def finish(self, result: Any, error: BaseException | None) -> None:
-        """The handler is done."""
-        connection = self.connection
-        connection.running -= 1
-        connection.be_careful()
-        if self.tick:
-            connection.reactor.deadlines.discard(self.tick, self)
-        if not self.answered:
-            connection.calls.pop(self.stream, None)
-            if error is None:
-                connection.reply(self.stream, self.plan, result)
-            else:
-                connection.fail_with(self.stream, self.plan, error)
-        connection.server.call_done()
-
-
-class ServerConnection(Connection):
-    """The serving end of a connection."""
-
-    __slots__ = ("admitted", "backlog", "calls", "careful", "handlers", "running", "server", "start", "tick")
-
-    def __init__(self, server: Server, reactor: Reactor, fd: int, mapping: bool, hello: Hello, name: str) -> None:
-        self.server = server
-        self.handlers = server.handlers
-        self.start = server.runner.start
-        self.calls: dict[int, Call] = {}  # those that wait for an answer
-        self.backlog: dict[int, tuple[int, float, bytes, bytes | memoryview]] = {}  # put off: not begun yet
-        self.running = 0  # handlers that have suspended, those included that nobody waits for
-        self.admitted = True
-        self.careful = server.closing
-        super().__init__(reactor, fd, mapping, hello, name, _log)
-        self.tick = reactor.deadlines.add(server.hello_timeout, self)
-
-    def expire(self) -> None:
-        """No hello came in time."""
-        self.tick = 0
-        self.log.warning("%s: no hello within %g s", self, self.server.hello_timeout)
-        self.abort("no hello")
-
-    def greeting(self) -> None:
-        self.reactor.deadlines.discard(self.tick, self)
-        self.tick = 0
-        if not self.admitted:
-            self.disconnect("too many connections")
-
-    def be_careful(self) -> None:
-        """Whether a call is to be refused or put off is looked at only when it can be."""
-        self.careful = (
-            self.running > 0
-            or bool(self.backlog)
-            or self.pinned > self.server.max_unsent
-            or self.server.closing
-            or not self.admitted
-        )
-
-    def refuse(self) -> None:
-        """There are too many connections: says so, and closes when the peer's hello is there, lest unread input destroy
-        the message."""
-        self.admitted = False
-        self.be_careful()
-        self.send_goaway(
-            Status.RESOURCE_EXHAUSTED, f"the server has {self.server.max_connections} connections, its limit"
-        )
-
-    # ---- calls
-
-    def request(self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview) -> None:
-        self.server.requests += 1
-        if (self.careful or not stream) and not self._may_begin(stream, method, deadline_ms, header, payload):
-            return
-        self.serve(stream, method, deadline_ms, header, payload)
-
-    def serve(self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview) -> None:
-        """Runs a call's handler, or its first step."""
-        try:
-            plan, handler = self.handlers[method]
-        except KeyError:
-            self.fail(stream, Status.UNIMPLEMENTED, f"there is no method {method}")
-            return
-        codec = self.reactor.codec
-        try:
-            arguments, keywords = codec.decode_call(header, payload, plan.buffers)
-            if keywords is None:
-                result = handler(*plan.bind(arguments, codec))
-            else:
-                arguments, keywords = plan.bind_named(arguments, keywords, codec)
-                result = handler(*arguments, **keywords)
-            if type(result) is CoroutineType:
-                result = self.start(result)
-                if isinstance(result, Suspended):
-                    self._suspend(stream, plan, result, deadline_ms)
-                    return
-        except HeaderError as error:
-            self.fail(stream, Status.INVALID_ARGUMENT, f"{plan.name}(): {error}")
-        except (Exception, asyncio.CancelledError) as error:
-            self.fail_with(stream, plan, error)
-        else:
-            self.reply(stream, plan, result)
-
-    def _may_begin(
-        self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
-    ) -> bool:
-        """Refuses a call that is not to be served, and puts off one that is not to be served now."""
-        limit = self.server.max_in_flight
-        if not stream or stream in self.calls or stream in self.backlog:
-            self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
-        elif self.server.closing:
-            self.fail(stream, Status.UNAVAILABLE, "the server is going away")
-        elif not self.admitted:
-            self.fail(stream, Status.RESOURCE_EXHAUSTED, "the server has too many connections")
-        elif len(self.calls) + len(self.backlog) >= limit or self.running >= 2 * limit:
-            self.fail(stream, Status.RESOURCE_EXHAUSTED, f"{limit} calls are in flight on this connection, its limit")
-        elif self.pinned > self.server.max_unsent or self.backlog:
-            until = self.reactor.loop.time() + deadline_ms / 1000 if deadline_ms else 0.0
-            self.backlog[stream] = method, until, header, payload
-        else:
-            return True
-        return False
-
-    def _serve_backlog(self) -> None:
-        """Serves what was put off until the peer had taken its results."""
-        while self.backlog and self.pinned <= self.server.max_unsent:
-            stream = next(iter(self.backlog))
-            method, until, header, payload = self.backlog.pop(stream)
-            deadline_ms = 0
-            if until:
-                deadline_ms = math.ceil((until - self.reactor.loop.time()) * 1000)
-                if deadline_ms <= 0:
-                    self.fail(stream, Status.DEADLINE_EXCEEDED, "the deadline passed before the call was begun")
-                    continue
-            self.serve(stream, method, deadline_ms, header, payload)
-        self.be_careful()
-
-    def _suspend(self, stream: int, plan: Plan, suspended: Suspended, deadline_ms: int) -> None:
-        call = Call(self, stream, plan, suspended)
-        suspended.then(call.finish)
-        self.calls[stream] = call
-        self.running += 1
-        self.careful = True
-        self.server.calls += 1
-        if deadline_ms:
-            call.tick = self.reactor.deadlines.add(deadline_ms / 1000, call)
-
-    def reply(self, stream: int, plan: Plan, result: Any) -> None:
-        """Ends a call with its result."""
-        if type(result) is memoryview:
-            length = result.nbytes
-            if length < self._reference_from and type(result.obj) is bytes and result.c_contiguous:
-                # The commonest shape, packed in one go; what follows would do the same.
-                reactor = self.reactor
-                reactor.pieces += (
-                    _pack_single(
-                        self.number,
-                        _SINGLE_FRAME_SIZE + length,
-                        0,
-                        RESPONSE,
-                        0,
-                        0,
-                        stream,
-                        _SINGLE_HEADER_SIZE,
-                        0,
-                        length,
-                        SINGLE_BUFFER,
-                        0,
-                        length,
-                    ),
-                    result,
-                )
-                if not reactor.submits:
-                    reactor.wake()
-                return
-        try:
-            header, buffers, length = self.reactor.codec.encode_result(result)
-            limits = self.peer.limits
-            if len(header) > limits.header or length > limits.payload:
-                self.check_size(header, length, f"the result of {plan.name}()")
-            if self.send(RESPONSE, stream, 0, 0, header, buffers, length):
-                self.careful = True
-        except ResourceExhausted as error:
-            self.fail(stream, error.status, error.message)
-        except (TypeError, ValueError) as error:
-            _log.error("%s: the result of %s() cannot be sent: %s", self, plan.name, error)
-            self.fail(stream, Status.INTERNAL, f"the result of {plan.name}() cannot be sent: {error}")
-
-    def fail_with(self, stream: int, plan: Plan, error: BaseException) -> None:
-        """Ends a call with what its handler raised."""
-        if isinstance(error, asyncio.CancelledError):
-            self.fail(stream, Status.CANCELLED, f"{plan.name}() was cancelled by the server")
-            return
-        if not isinstance(error, ZcrpcError):
-            _log.error("%s: %s() raised %s", self, plan.name, type(error).__name__, exc_info=error)
-        self.fail(stream, *failure(error))
-
-    def fail(self, stream: int, status: Status, message: str, details: Any = None) -> None:
-        """Ends a call with a status."""
-        self.server.errors += 1
-        self.send_error(stream, status, message, details)
-
-    def cancel(self, stream: int) -> None:
-        call = self.calls.get(stream)
-        if call is not None:
-            call.stop()
-        elif self.backlog:
-            self.backlog.pop(stream, None)
-
-    def sent(self, token: int) -> None:
-        super().sent(token)
-        if self.backlog:
-            self._serve_backlog()
-        elif not self.pinned:
-            self.be_careful()
-
-    def refused(self, kind: int, stream: int, length: int) -> None:
-        if kind == REQUEST:
-            self.server.requests += 1
-            limit = self.server.max_message
-            self.fail(
-                stream,
-                Status.RESOURCE_EXHAUSTED,
-                f"a payload of {length} bytes is more than the {limit} that this server takes",
-            )
-
-    # ---- end
-
-    def closed(self, reason: int, number: int) -> None:
-        super().closed(reason, number)
-        if self.tick:
-            self.reactor.deadlines.discard(self.tick, self)
-        self.backlog.clear()
-        for call in list(self.calls.values()):
-            call.stop()
-        self.server.connection_closed(self)
 
 
 class _Listener:
@@ -423,7 +149,7 @@ class Server:
         receive_threads: int = 0,
         budget: int = 1 << 30,
         retain: int = 16 << 20,
-        max_message: int = 1 << 30,
+        max_message: int = 256 << 20,
         max_header: int = 64 << 10,
         max_in_flight: int = 1024,
         max_connections: int = 10_000,
@@ -435,13 +161,7 @@ class Server:
         hello_timeout: float = 10.0,
     ) -> None:
         calibration.validate(receive)
-        for name, value in (
-            ("max_in_flight", max_in_flight),
-            ("max_connections", max_connections),
-            ("map_from", map_from),
-            ("max_message", max_message),
-            ("place_from", place_from),
-        ):
+        for name, value in (("max_in_flight", max_in_flight), ("max_connections", max_connections)):
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
         if receive_threads < 0:
@@ -464,7 +184,7 @@ class Server:
             header_limit=max_header,
             payload_limit=self.max_message,
             outbound_limit=max_unread,
-            stall_ms=max(1, round(stall_timeout * 1000)),
+            stall_ms=round(stall_timeout * 1000),
         )
         self.regions = RegionMap(locks=locks, budget=budget, retain=retain)
         self.runner: Runner  # set with the loop, when listening begins
@@ -508,7 +228,7 @@ class Server:
         if self._loop is not None and self._loop is not loop:
             raise FailedPrecondition("the server belongs to another event loop")
         map_from = 0 if address.is_unix else await calibration.mapped_from(self._receive, self._map_from)
-        sock, bound = _bind_unix(address) if address.is_unix else await _bind_tcp(address)
+        sock, bound = bind_unix(address) if address.is_unix else await bind_tcp(address)
         try:
             sock.listen(backlog)
             self._start(loop)
@@ -582,7 +302,7 @@ class Server:
     # ---- life
 
     def stats(self) -> Stats:
-        """Counters and gauges. After `close`, those of its end, but for the memory that leases still hold."""
+        """Counters and gauges. After `close`, those of its end."""
         if self._last is not None:
             return self._last
         return collect(
@@ -644,9 +364,9 @@ class Server:
         self._closed.set()
 
 
-def _table(services: tuple[Service, ...]) -> tuple[_Handlers, dict[str, int]]:
+def _table(services: tuple[Service, ...]) -> tuple[Handlers, dict[str, int]]:
     """Handlers by number, and numbers by name. Numbers begin with 1."""
-    handlers: _Handlers = {}
+    handlers: Handlers = {}
     numbers: dict[str, int] = {}
     for service in services:
         if isinstance(service, type) and issubclass(service, Service):
@@ -662,47 +382,3 @@ def _table(services: tuple[Service, ...]) -> tuple[_Handlers, dict[str, int]]:
             number = numbers[plan.name] = len(handlers) + 1
             handlers[number] = plan, getattr(service, plan.attribute)
     return handlers, numbers
-
-
-def _bind_unix(address: Address) -> tuple[socket.socket, Address]:
-    """A path that is left over from a server that is gone is taken over; one that is in use is not."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        try:
-            sock.bind(address.path)
-        except OSError as error:
-            if (
-                error.errno != errno.EADDRINUSE
-                or not stat.S_ISSOCK(os.stat(address.path).st_mode)
-                or _answers(address.path)
-            ):
-                raise
-            os.unlink(address.path)
-            sock.bind(address.path)
-    except BaseException:
-        sock.close()
-        raise
-    return sock, address
-
-
-def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return False
-        except OSError:
-            return True
-    return True
-
-
-async def _bind_tcp(address: Address) -> tuple[socket.socket, Address]:
-    family, where = (await resolve(address))[0]
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(where)
-        return sock, Address(host=str(where[0]), port=sock.getsockname()[1])
-    except BaseException:
-        sock.close()
-        raise

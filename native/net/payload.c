@@ -91,7 +91,11 @@ int zc_payload_move(struct zc_turn *t, enum zc_fallback why) {
     int failed = zc_lease_reserve(t->nursery, ZC_COPIED, incoming->frame.payload_length, true, &copied);
     if (failed)
         return zc_turn_close(t, ZC_CLOSE_MEMORY, failed);
-    memcpy((void *)copied->address, (const void *)incoming->lease->address, incoming->received);
+    failed = zc_receive_moved(&t->intake->receiver, copied->address, (const void *)incoming->lease->address, incoming->received);
+    if (failed) {
+        zc_lease_release(copied);
+        return zc_turn_close(t, ZC_CLOSE_MEMORY, failed);
+    }
     zc_lease_release(incoming->lease);
     incoming->lease = copied;
     incoming->map = incoming->chosen = false;
@@ -154,8 +158,11 @@ int64_t zc_payload_feed(struct zc_turn *t, const unsigned char *bytes, uint64_t 
             return failed;
     }
     /* The padding has room too: a place is held in whole pages, and only the last chunk's length may be odd. */
-    if (incoming->lease)
-        memcpy((char *)incoming->lease->address + incoming->received, bytes, n);
+    if (incoming->lease) {
+        int failed = zc_receive_moved(&t->intake->receiver, incoming->lease->address + incoming->received, bytes, n);
+        if (failed)
+            return zc_turn_close(t, ZC_CLOSE_MEMORY, failed);
+    }
     zc_payload_arrived(t, n);
     return (int64_t)n;
 }

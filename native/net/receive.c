@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <string.h>
 #include <sys/socket.h>
 
 /* Finds and holds the region of `address`. */
@@ -45,6 +46,15 @@ ssize_t zc_receive_copy(const struct zc_receiver *self, int fd, uintptr_t addres
     int failed = n < 0 ? errno : 0;
     leave(self, &guard);
     return failed ? -failed : n;
+}
+
+int zc_receive_moved(const struct zc_receiver *self, uintptr_t address, const void *bytes, uint64_t length) {
+    struct zc_guard guard;
+    if (!enter(self, address, &guard))
+        return -EFAULT;
+    memcpy((void *)address, bytes, length);
+    leave(self, &guard);
+    return 0;
 }
 
 void zc_receive_low_water(int fd, uint32_t bytes) {

@@ -1,6 +1,6 @@
 /* Receiving payload bytes into a region, under the region map's lock: the one place where sockets and regions meet.
  *
- * Both functions find the region of `address` under the map's lock strategy, receive into it, and let it go; neither waits for data. */
+ * Each function finds the region of `address` under the map's lock strategy, writes to it, and lets it go; none waits for data. */
 #ifndef ZCRPC_RECEIVE_H
 #define ZCRPC_RECEIVE_H
 
@@ -31,6 +31,9 @@ int zc_receive_map(const struct zc_receiver *self, int fd, uintptr_t address, ui
 
 /* recvmsg into vectors of which the first lies in the region of `address`. Bytes received, 0 at the end of the stream, or -errno. */
 ssize_t zc_receive_copy(const struct zc_receiver *self, int fd, uintptr_t address, struct iovec *vectors, int count);
+
+/* Puts bytes that were received elsewhere at `address`, under the same lock. 0 or -EFAULT. */
+int zc_receive_moved(const struct zc_receiver *self, uintptr_t address, const void *bytes, uint64_t length);
 
 /* Lets readiness wait until `bytes` are queued (1: any). */
 void zc_receive_low_water(int fd, uint32_t bytes);

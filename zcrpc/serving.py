@@ -1,0 +1,290 @@
+"""The serving end of a connection: calls come in, handlers run, results go out.
+
+A call's way is short and all in one place, `ServerConnection.request`: decode, bind, run the handler's first step,
+encode, append. Only a handler that suspends is given a `Call`, which the tables of its connection know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import struct
+from collections.abc import Callable
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Final
+
+from zcrpc.codec import INLINE_BELOW, SINGLE, SINGLE_BUFFER, SINGLE_BYTES, HeaderError
+from zcrpc.connection import Connection
+from zcrpc.eager import Suspended
+from zcrpc.errors import ResourceExhausted, Status, ZcrpcError, failure
+from zcrpc.reactor import Reactor
+from zcrpc.service import Plan
+from zcrpc.wire import FRAME, RECORD_FRAME, REQUEST, RESPONSE, Hello
+
+if TYPE_CHECKING:
+    from zcrpc.server import Server
+
+_log = logging.getLogger("zcrpc.server")
+
+# A response that is one buffer: record, frame and header.
+_pack_single: Final = struct.Struct(RECORD_FRAME.format + SINGLE.format[1:]).pack
+_SINGLE_HEADER_SIZE: Final = SINGLE.size
+_SINGLE_FRAME_SIZE: Final = FRAME.size + SINGLE.size
+
+Handlers = dict[int, tuple[Plan, Callable[..., Any]]]
+
+
+class Call:
+    """A call whose handler has suspended."""
+
+    __slots__ = ("answered", "connection", "plan", "stream", "suspended", "tick")
+
+    def __init__(self, connection: ServerConnection, stream: int, plan: Plan, suspended: Suspended) -> None:
+        self.connection = connection
+        self.stream = stream
+        self.plan = plan
+        self.suspended = suspended
+        self.tick = 0
+        self.answered = False
+
+    def expire(self) -> None:
+        """Its deadline has passed: answered at once, whatever the handler makes of being cancelled."""
+        self.tick = 0
+        self.stop()
+        self.connection.fail(
+            self.stream, Status.DEADLINE_EXCEEDED, f"{self.plan.name}: the deadline passed before it was done"
+        )
+
+    def stop(self) -> None:
+        """Cancels the handler; nobody waits for its answer any more."""
+        self.answered = True
+        self.connection.calls.pop(self.stream, None)
+        self.suspended.cancel()
+
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        """The handler is done."""
+        connection = self.connection
+        connection.running -= 1
+        connection.be_careful()
+        if self.tick:
+            connection.reactor.deadlines.discard(self.tick, self)
+        if not self.answered:
+            connection.calls.pop(self.stream, None)
+            if error is None:
+                connection.reply(self.stream, self.plan, result)
+            else:
+                connection.fail_with(self.stream, self.plan, error)
+        connection.server.call_done()
+
+
+class ServerConnection(Connection):
+    """The serving end of a connection."""
+
+    __slots__ = ("admitted", "backlog", "calls", "careful", "handlers", "running", "server", "start", "tick")
+
+    def __init__(self, server: Server, reactor: Reactor, fd: int, mapping: bool, hello: Hello, name: str) -> None:
+        self.server = server
+        self.handlers = server.handlers
+        self.start = server.runner.start
+        self.calls: dict[int, Call] = {}  # those that wait for an answer
+        self.backlog: dict[int, tuple[int, float, bytes, bytes | memoryview]] = {}  # put off: not begun yet
+        self.running = 0  # handlers that have suspended, those included that nobody waits for
+        self.admitted = True
+        self.careful = server.closing
+        super().__init__(reactor, fd, mapping, hello, name, _log)
+        self.tick = reactor.deadlines.add(server.hello_timeout, self)
+
+    def expire(self) -> None:
+        """No hello came in time."""
+        self.tick = 0
+        self.log.warning("%s: no hello within %g s", self, self.server.hello_timeout)
+        self.abort("no hello")
+
+    def greeting(self) -> None:
+        self.reactor.deadlines.discard(self.tick, self)
+        self.tick = 0
+        if not self.admitted:
+            self.disconnect("too many connections")
+
+    def be_careful(self) -> None:
+        """Whether a call is to be refused or put off is looked at only when it can be."""
+        self.careful = (
+            self.running > 0
+            or bool(self.backlog)
+            or self.pinned > self.server.max_unsent
+            or self.server.closing
+            or not self.admitted
+        )
+
+    def refuse(self) -> None:
+        """There are too many connections: says so, and closes when the peer's hello is there, lest unread input destroy
+        the message."""
+        self.admitted = False
+        self.be_careful()
+        self.send_goaway(
+            Status.RESOURCE_EXHAUSTED, f"the server has {self.server.max_connections} connections, its limit"
+        )
+
+    # ---- calls
+
+    def request(self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview) -> None:
+        self.server.requests += 1
+        if (self.careful or not stream) and not self._may_begin(stream, method, deadline_ms, header, payload):
+            return
+        try:
+            plan, handler = self.handlers[method]
+        except KeyError:
+            self.fail(stream, Status.UNIMPLEMENTED, f"there is no method {method}")
+            return
+        codec = self.reactor.codec
+        try:
+            arguments, keywords = codec.decode_call(header, payload, plan.buffers)
+            if keywords is None:
+                result = handler(*plan.bind(arguments, codec))
+            else:
+                arguments, keywords = plan.bind_named(arguments, keywords, codec)
+                result = handler(*arguments, **keywords)
+            if type(result) is CoroutineType:
+                result = self.start(result)
+                if isinstance(result, Suspended):
+                    self._suspend(stream, plan, result, deadline_ms)
+                    return
+        except HeaderError as error:
+            self.fail(stream, Status.INVALID_ARGUMENT, f"{plan.name}(): {error}")
+        except (Exception, asyncio.CancelledError) as error:
+            self.fail_with(stream, plan, error)
+        else:
+            self.reply(stream, plan, result)
+
+    def _may_begin(
+        self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
+    ) -> bool:
+        """Refuses a call that is not to be served, and puts off one that is not to be served now."""
+        limit = self.server.max_in_flight
+        if not stream or stream in self.calls or stream in self.backlog:
+            self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
+        elif self.server.closing:
+            self.fail(stream, Status.UNAVAILABLE, "the server is going away")
+        elif not self.admitted:
+            self.fail(stream, Status.RESOURCE_EXHAUSTED, "the server has too many connections")
+        elif len(self.calls) + len(self.backlog) >= limit or self.running >= 2 * limit:
+            self.fail(stream, Status.RESOURCE_EXHAUSTED, f"{limit} calls are in flight on this connection, its limit")
+        elif self.pinned > self.server.max_unsent or self.backlog:
+            until = self.reactor.loop.time() + deadline_ms / 1000 if deadline_ms else 0.0
+            self.backlog[stream] = method, until, header, payload
+        else:
+            return True
+        return False
+
+    def _serve_backlog(self) -> None:
+        """Serves what was put off until the peer had taken its results."""
+        while self.backlog and self.pinned <= self.server.max_unsent:
+            stream = next(iter(self.backlog))
+            method, until, header, payload = self.backlog.pop(stream)
+            deadline_ms = 0
+            if until:
+                deadline_ms = math.ceil((until - self.reactor.loop.time()) * 1000)
+                if deadline_ms <= 0:
+                    self.fail(stream, Status.DEADLINE_EXCEEDED, "the deadline passed before the call was begun")
+                    continue
+            self.server.requests -= 1  # counted when it came
+            self.careful = False  # it may begin
+            self.request(stream, method, deadline_ms, header, payload)
+        self.be_careful()
+
+    def _suspend(self, stream: int, plan: Plan, suspended: Suspended, deadline_ms: int) -> None:
+        call = Call(self, stream, plan, suspended)
+        suspended.then(call.finish)
+        self.calls[stream] = call
+        self.running += 1
+        self.careful = True
+        self.server.calls += 1
+        if deadline_ms:
+            call.tick = self.reactor.deadlines.add(deadline_ms / 1000, call)
+
+    def reply(self, stream: int, plan: Plan, result: Any) -> None:
+        """Ends a call with its result."""
+        # The commonest shapes, packed in one go; what follows would do the same.
+        kind = type(result)
+        if kind is memoryview:
+            length = result.nbytes
+            head = SINGLE_BUFFER if type(result.obj) is bytes and result.c_contiguous else b""
+        elif kind is bytes:
+            length = len(result)
+            head = SINGLE_BYTES if length >= INLINE_BELOW else b""
+        else:
+            length, head = 0, b""
+        if head and length < self._reference_from:
+            size = _SINGLE_FRAME_SIZE + length
+            reactor = self.reactor
+            reactor.pieces += (
+                _pack_single(
+                    self.number, size, 0, RESPONSE, 0, 0, stream, _SINGLE_HEADER_SIZE, 0, length, head, 0, length
+                ),
+                result,
+            )
+            if not reactor.submits:
+                reactor.wake()
+            return
+        try:
+            header, buffers, length = self.reactor.codec.encode_result(result)
+            limits = self.peer.limits
+            if len(header) > limits.header or length > limits.payload:
+                self.check_size(header, length, f"the result of {plan.name}()")
+            if self.send(RESPONSE, stream, 0, 0, header, buffers, length):
+                self.careful = True
+        except ResourceExhausted as error:
+            self.fail(stream, error.status, error.message)
+        except (TypeError, ValueError) as error:
+            _log.error("%s: the result of %s() cannot be sent: %s", self, plan.name, error)
+            self.fail(stream, Status.INTERNAL, f"the result of {plan.name}() cannot be sent: {error}")
+
+    def fail_with(self, stream: int, plan: Plan, error: BaseException) -> None:
+        """Ends a call with what its handler raised."""
+        if isinstance(error, asyncio.CancelledError):
+            self.fail(stream, Status.CANCELLED, f"{plan.name}() was cancelled by the server")
+            return
+        if not isinstance(error, ZcrpcError):
+            _log.error("%s: %s() raised %s", self, plan.name, type(error).__name__, exc_info=error)
+        self.fail(stream, *failure(error))
+
+    def fail(self, stream: int, status: Status, message: str, details: Any = None) -> None:
+        """Ends a call with a status."""
+        self.server.errors += 1
+        self.send_error(stream, status, message, details)
+
+    def cancel(self, stream: int) -> None:
+        call = self.calls.get(stream)
+        if call is not None:
+            call.stop()
+        elif self.backlog:
+            self.backlog.pop(stream, None)
+
+    def sent(self, token: int) -> None:
+        super().sent(token)
+        if self.backlog:
+            self._serve_backlog()
+        elif not self.pinned:
+            self.be_careful()
+
+    def refused(self, kind: int, stream: int, length: int) -> None:
+        if kind == REQUEST:
+            self.server.requests += 1
+            limit = self.server.max_message
+            self.fail(
+                stream,
+                Status.RESOURCE_EXHAUSTED,
+                f"a payload of {length} bytes is more than the {limit} that this server takes",
+            )
+
+    # ---- end
+
+    def closed(self, reason: int, number: int) -> None:
+        super().closed(reason, number)
+        if self.tick:
+            self.reactor.deadlines.discard(self.tick, self)
+        self.backlog.clear()
+        for call in list(self.calls.values()):
+            call.stop()
+        self.server.connection_closed(self)
