@@ -93,6 +93,34 @@ static void readers_share(const struct zc_strategy *strategy) {
     unmake(&f);
 }
 
+/* Strategies that give each actor a line of its own have only so many. */
+static void there_may_be_many_actors(const struct zc_strategy *strategy) {
+    enum { ACTORS = 200 };
+    struct fixture f = make(strategy);
+    struct zc_actor *actors[ACTORS];
+    struct zc_guard guards[ACTORS];
+    struct other writer;
+    int step = strategy != &zc_strategy_global_mutex ? 16 : ACTORS; /* these are inside at a time: 0, 64 and 128 among them */
+    for (int i = 0; i < ACTORS; i++) {
+        actors[i] = zc_actor_create(f.map);
+        CHECK_EQUAL(strategy->read_lock(f.map, actors[i], f.regions[0]->start, &guards[i]), 0);
+        strategy->read_unlock(f.map, actors[i], &guards[i]);
+    }
+    for (int i = 0; i < ACTORS; i += step)
+        CHECK_EQUAL(strategy->read_lock(f.map, actors[i], f.regions[0]->start, &guards[i]), 0);
+    start_other(&writer, &f, write_first);
+    for (int i = 0; i < ACTORS; i += step) {
+        if (i == 0 || i + step >= ACTORS)
+            CHECK(is_kept_waiting(&writer));
+        strategy->read_unlock(f.map, actors[i], &guards[i]);
+    }
+    CHECK(is_done_within(&writer, 5000));
+    pthread_join(writer.thread, NULL);
+    for (int i = 0; i < ACTORS; i++)
+        zc_actor_destroy(f.map, actors[i]);
+    unmake(&f);
+}
+
 static void write_all(struct fixture *f, struct zc_actor *self) {
     f->map->strategy->write_lock(f->map, self);
     for (int i = 0; i < 4; i++)
@@ -222,6 +250,7 @@ int main(void) {
         RUN(a_reader_keeps_writers_out, strategy, recycle_first);
         RUN(a_writer_keeps_readers_out, strategy);
         RUN(readers_share, strategy);
+        RUN(there_may_be_many_actors, strategy);
         RUN(a_section_spans_regions, strategy);
         RUN(a_region_grows_in_a_section, strategy);
         if (strategy->peek != NULL)
