@@ -10,12 +10,16 @@
  * Threads come back as often as they like and may stop at any time, so a sleeper that nobody wakes is an invalid end state.
  *
  * Properties: a writer is alone; readers only with readers; no deadlock; no lost wake-up. Both counters wrap, and carry.
+ * size: READERS=2 WRITERS=1
+ * size: READERS=1 WRITERS=2
+ * size: READERS=0 WRITERS=3
  * reach: wrap carry sleep_reader sleep_writer wake sleep_refused shared
- * fault M8: an unlock wakes one sleeper, though several writers sleep and it may be another one's turn
- * fault M8_LOOK_FIRST: an unlocker looks for sleepers before it completes
- * fault M8_WRITERS_ONLY: a writer that leaves wakes no readers
- * fault M10: a reader comes in again while it is inside, and a writer waits in between
- * fault NO_COMPARE: the kernel does not compare the word again
+ * fault M8 (READERS=2 WRITERS=1): a waiter that leaves takes the marks of the others that sleep with it
+ * fault M8_WAKE_ONE (READERS=2 WRITERS=1): an unlock wakes one sleeper, though it may be another one's turn
+ * fault M8_LOOK_FIRST (READERS=2 WRITERS=1): an unlocker looks for sleepers before it completes
+ * fault M8_WRITERS_ONLY (READERS=2 WRITERS=1): a writer that leaves wakes no readers
+ * fault M10 (READERS=2 WRITERS=1): a reader comes in again while it is inside, and a writer waits in between
+ * fault NO_COMPARE (READERS=2 WRITERS=1): the kernel does not compare the word again
  */
 #include "reach.h"
 
@@ -82,7 +86,11 @@ inline wait_until(kind) {
             };
             asleep[me] == 0
         od;
+#ifdef FAULT_M8
+        sleepers = 0
+#else
         sleepers--
+#endif
     fi;
     seen = 0
 }
@@ -101,7 +109,7 @@ inline wake(kind) {
 #endif
                 asleep[other] = 0;
                 c_code { reach("wake"); };
-#ifdef FAULT_M8
+#ifdef FAULT_M8_WAKE_ONE
                 break
 #endif
             :: else

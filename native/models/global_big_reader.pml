@@ -8,10 +8,13 @@
  * Sequentially consistent: fault M11 is invisible here, see the weak-memory explorer.
  *
  * Properties: a writer is alone; readers only with readers; no deadlock.
+ * size: READERS=3 WRITERS=1
+ * size: READERS=2 WRITERS=2
+ * size: READERS=3 WRITERS=2
  * reach: fast slow late collision waited
  * fault NO_RECHECK: a reader does not look at the writer's flag after marking
  * fault NO_WAIT: a writer does not wait for marks
- * fault FLAG_FIRST: the flag is raised before the queue's lock is held: the writer before it lowers it
+ * fault FLAG_FIRST (WRITERS=2): the flag is raised before the queue's lock is held: the writer before it lowers it
  * fault SHARED_MARK: two readers share a mark
  */
 #include "reach.h"

@@ -9,6 +9,9 @@
  * Sequentially consistent: fault M11 is invisible here, see the weak-memory explorer.
  *
  * Properties: a writer is alone; readers only with readers; no deadlock.
+ * size: READERS=3 WRITERS=1
+ * size: READERS=2 WRITERS=2
+ * size: READERS=3 WRITERS=2
  * reach: fast slow late collision revoked rebiased waited
  * fault NO_RECHECK: a reader does not look at the bias again after marking
  * fault NO_WAIT: a writer does not wait for marks after taking the bias back

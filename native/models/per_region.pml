@@ -2,7 +2,7 @@
  *
  *   here                          there
  *   refs[], stamp[]               region_lock.refs (EXCLUDE is bit 2 instead of bit 30, so at most 2 readers) and region_lock.seq
- *   enter …                       try_enter: a label per step of the protocol in per_region.c's head
+ *   step 1 … step 6               try_enter: the steps of the protocol in per_region.c's head
  *   put, drain, sweep, …          the functions of those names; sleeping on refs compares and queues in one step, as futexes do
  *   writer                        zc_write_attach, zc_write_detach, zc_write_recycle; with SWAP: a change that spans two regions
  *   region_map.h                  the map around it; map_lock.h: fair_rwlock (global.pml)
@@ -11,16 +11,19 @@
  *
  * Properties: whom a writer has locked out is out (`inside`, `locked`), and nobody is inside a detached region; a reader is in the region that
  * has its address in its map; refs is 0 when a struct is attached; no deadlock; no lost wake-up.
- * reach: gone miss fall_back locked_seen draining_seen late identity range sleep sleep_refused wake sweep moved
- * reach with SWAP: swap
- * reach with CROWD: saturated
- * reach with CONVERT: converted
+ * size: READERS=1
+ * size: READERS=2 ADDRESSES=1
+ * size: READERS=1 WRITERS=2 ADDRESSES=1
+ * size: READERS=1 SWAP MAPS=1 STRUCTS=2
+ * size: READERS=3 MAPS=1 ADDRESSES=1
+ * size: READERS=2 CONVERT MAPS=1
+ * reach: gone miss fall_back locked_seen draining_seen late identity range sleep sleep_refused wake sweep moved swap saturated converted
  * fault M2: the range is looked at before the reference is held, and not again
- * fault M3 with SWAP: swapping two regions write-locks only one of them
+ * fault M3 (READERS=2 SWAP MAPS=1 STRUCTS=2): swapping two regions write-locks only one of them
  * fault M4: put finds out whom to wake by the region, after the decrement
  * fault M5: no identity check
  * fault M5_RANGE: no range check
- * fault M6 with CROWD: at its limit the reference count lets a reader in without counting it
+ * fault M6 (READERS=3 MAPS=1 ADDRESSES=1): at its limit the reference count lets a reader in without counting it
  * fault M7: stamps are not swept when the sequence wraps
  * fault M9: who is refused waits for the map lock before it puts the reference
  * fault NO_STEP_4: the stamp is not looked at again once the reference is held

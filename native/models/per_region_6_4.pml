@@ -8,10 +8,13 @@
  *   region_map.h, region_writer.h  the map around it and its writers; map_lock.h: fair_rwlock (global.pml)
  *
  * Properties: as per_region.pml.
- * reach: miss fall_back locked_seen writer_seen late gone identity range sleep sleep_refused wake sweep moved
- * reach with SWAP: swap
+ * size: READERS=1
+ * size: READERS=2 ADDRESSES=1 MAPS=1
+ * size: READERS=1 SWAP MAPS=1 STRUCTS=2
+ * size: READERS=2 ADDRESSES=1
+ * reach: miss fall_back locked_seen writer_seen late gone identity range sleep sleep_refused wake sweep moved swap
  * fault M2: the range is looked at before the lock is held, and not again
- * fault M3 with SWAP: swapping two regions write-locks only one of them
+ * fault M3 (SWAP MAPS=1 STRUCTS=2): swapping two regions write-locks only one of them
  * fault M5: no identity check
  * fault M5_RANGE: no range check
  * fault M7: stamps are not forgotten when the sequence wraps

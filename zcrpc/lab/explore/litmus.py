@@ -1,7 +1,8 @@
 """Litmus tests whose answers are known: what an explorer must say before it is believed about anything else.
 
-`allowed` names the models under which the `weak` outcome is to be seen; it must be seen under these, and under no other. Load buffering with
-relaxed accesses is the one case where `views` is stronger than C11 (and than ARM): it takes promises, see docs/verification.md.
+`allowed` names the models under which the `weak` outcome is to be seen; it must be seen under these, and under no
+other. Load buffering with relaxed accesses is the one case where `views` is stronger than C11 (and than ARM): it takes
+promises, see docs/verification.md.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def _writes(*stores: tuple[str, int, Order]) -> Thread:
     def thread() -> Run:
         for word, value, order in stores:
             yield Store(word, value, order)
+        return None
 
     return thread
 
@@ -101,6 +103,7 @@ def _fenced_message() -> Program:
         yield Store("x", 1, RELAXED)
         yield Fence(RELEASE)
         yield Store("y", 1, RELAXED)
+        return None
 
     def reader() -> Run:
         flag = yield Load("y", RELAXED)
@@ -115,6 +118,7 @@ def _release_sequence(middle: Order) -> Program:
 
     def carries() -> Run:
         yield Update("y", lambda value: value + 1 if value else None, middle)
+        return None
 
     return _two(_writes(("x", 1, RELAXED), ("y", 1, RELEASE)), carries, _reads(("y", ACQUIRE), ("x", RELAXED)))
 

@@ -1,8 +1,9 @@
-"""Memory models: what a load may read. Each is a machine whose states are plain tuples, so that a search can put them into a set.
+"""Memory models: what a load may read. Each is a machine whose states are plain tuples, so that a search can put them
+into a set.
 
-`Interleaving(buffers=False)` is sequential consistency; with buffers it is x86's TSO: plain stores wait in a queue of the thread's own,
-which drains in order, at any time. `Views` is C11's release/acquire fragment with relaxed and seq_cst accesses and fences, as a promise-free
-view machine (Kang et al., POPL '17; RC11's subset without load buffering).
+`Interleaving(buffers=False)` is sequential consistency; with buffers it is x86's TSO: plain stores wait in a queue of
+the thread's own, which drains in order, at any time. `Views` is C11's release/acquire fragment with relaxed and seq_cst
+accesses and fences, as a promise-free view machine (Kang et al., POPL '17; RC11's subset without load buffering).
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Memory(Protocol):
 
 
 class Interleaving:
-    """Sequential consistency, or TSO with `buffers`. State: values, a buffer per thread, and who is in which section."""
+    """Sequential consistency, or TSO with `buffers`. State: values, a buffer per thread, and who is in which
+    section."""
 
     def __init__(self, buffers: bool) -> None:
         self.buffers = buffers
@@ -113,18 +115,22 @@ class Interleaving:
         return _put(sections, index, (shared, alone))
 
 
-# A view is how far someone has seen, word by word: an index into the word's history. Behind the words it has a clock per (section, thread,
-# kind of access), and an access that another thread's view does not cover races with that thread's next.
+# A view is how far someone has seen, word by word: an index into the word's history. Behind the words it has a clock
+# per (section, thread, kind of access), and an access that another thread's view does not cover races with that
+# thread's next.
 View = tuple[int, ...]
-Message = tuple[int, View, bool]  # value, view, "written by the update that read the message before it": nothing gets in between
-ThreadViews = tuple[View, View, View]  # what is seen; what an acquire fence would add; what a release fence has published
+# Value, view, and "written by the update that read the message before it": nothing gets in between.
+Message = tuple[int, View, bool]
+# What is seen, what an acquire fence would add, and what a release fence has published.
+ThreadViews = tuple[View, View, View]
 
 
 class Views:
-    """State: each word's history in modification order, three views per thread, and the view that seq_cst accesses share.
+    """State: each word's history in modification order, three views per thread, and the view that seq_cst accesses
+    share.
 
-    A seq_cst load reads nothing older than the last seq_cst store, or than what a seq_cst fence had seen; all seq_cst accesses take part in
-    one order, that of execution.
+    A seq_cst load reads nothing older than the last seq_cst store, or than what a seq_cst fence had seen; all seq_cst
+    accesses take part in one order, that of execution.
     """
 
     name = "views"

@@ -1,7 +1,8 @@
 """What threads are made of: generators that yield operations on shared words and get their results back.
 
-A spin loop is one `Load(…, until=…)`: it waits for a value and reads no other. `Enter` and `Leave` say where a thread believes that it has
-something to itself (`exclusive`) or shares it; whether that is so is what a search is about. A broken assumption is an `AssertionError`.
+A spin loop is one `Load(…, until=…)`: it waits for a value and reads no other. `Enter` and `Leave` say where a thread
+believes that it has something to itself (`exclusive`) or shares it; whether that is so is what a search is about. A
+broken assumption is an `AssertionError`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """A read-modify-write: results in the old value. `change` gives the new one, or None for a compare that failed: a relaxed load."""
+    """A read-modify-write: results in the old value. `change` gives the new one, or None for a compare that failed: a
+    relaxed load."""
 
     word: str
     change: Callable[[int], int | None]
@@ -64,7 +66,8 @@ class Fence:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Sleeps if the word is still `expected`, as a futex does: comparing and queueing are one step under the kernel's lock."""
+    """Sleeps if the word is still `expected`, as a futex does: comparing and queueing are one step under the kernel's
+    lock."""
 
     word: str
     expected: int

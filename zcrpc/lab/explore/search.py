@@ -9,14 +9,13 @@ from typing import TypeVar
 from zcrpc.lab.explore.memory import Memory, State, Violation
 from zcrpc.lab.explore.program import Operation, Program, Thread, Wait, Wake
 
-
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class Exploration:
-    """What a search found. `outcomes`: what the threads returned, in each execution that ended. `violation`: the first one, and `trace`, the
-    steps that lead to it."""
+    """What a search found. `outcomes`: what the threads returned, in each execution that ended. `violation`: the first
+    one, and `trace`, the steps that lead to it."""
 
     states: int = 0
     depth: int = 0
@@ -26,8 +25,8 @@ class Exploration:
 
 
 class _Place:
-    """Where a thread is: after one history of results. Threads are generators, which cannot be copied, so each place is reached by a replay,
-    once."""
+    """Where a thread is: after one history of results. Threads are generators, which cannot be copied, so each place is
+    reached by a replay, once."""
 
     __slots__ = ("after", "ended", "history", "operation", "result", "thread", "wrong")
 
@@ -61,7 +60,11 @@ _State = tuple[tuple[_Place, ...], tuple[str, ...], State]
 def explore(program: Program, memory: Memory, limit: int = 3_000_000) -> Exploration:
     """Depth first, every state once. A violation ends it. Raises RuntimeError after `limit` states."""
     found = Exploration()
-    first: _State = (tuple(_Place(thread, ()) for thread in program.threads), ("",) * len(program.threads), memory.start(program))
+    first: _State = (
+        tuple(_Place(thread, ()) for thread in program.threads),
+        ("",) * len(program.threads),
+        memory.start(program),
+    )
     came_from: dict[_State, tuple[_State | None, str]] = {first: (None, "")}
     stack: list[tuple[_State, int]] = [(first, 0)]
     while stack:
