@@ -9,16 +9,20 @@
  *
  * Threads come back as often as they like and may stop at any time, so a sleeper that nobody wakes is an invalid end state.
  *
- * Properties: a writer is alone; readers only with readers; no deadlock; no lost wake-up. Both counters wrap, and carry.
+ * Properties: a writer is alone; readers only with readers; no deadlock; no lost wake-up. Both counters wrap, and carry. With LIVE: under weak
+ * fairness, whenever the thread of that number (readers come first) has a ticket, it gets in.
  * size: READERS=2 WRITERS=1
  * size: READERS=1 WRITERS=2
  * size: READERS=0 WRITERS=3
+ * size: LIVE=0 READERS=2 WRITERS=1
+ * size: LIVE=2 READERS=2 WRITERS=1
  * reach: wrap carry sleep_reader sleep_writer wake sleep_refused shared
  * fault M8 (READERS=2 WRITERS=1): a waiter that leaves takes the marks of the others that sleep with it
  * fault M8_WAKE_ONE (READERS=2 WRITERS=1): an unlock wakes one sleeper, though it may be another one's turn
  * fault M8_LOOK_FIRST (READERS=2 WRITERS=1): an unlocker looks for sleepers before it completes
  * fault M8_WRITERS_ONLY (READERS=2 WRITERS=1): a writer that leaves wakes no readers
  * fault M10 (READERS=2 WRITERS=1): a reader comes in again while it is inside, and a writer waits in between
+ * fault UNFAIR (LIVE=0 READERS=2 WRITERS=1): no fairness: some thread may never run again, which a search for starvation must see
  * fault NO_COMPARE (READERS=2 WRITERS=1): the kernel does not compare the word again
  */
 #include "reach.h"
@@ -44,8 +48,17 @@ byte requests, completions, sleepers;
 byte asleep[THREADS]; /* the bits that a sleeper sleeps under; 0: awake */
 byte reading, writing;
 
+#ifdef LIVE
+bool wants; /* the thread with that number has a ticket and is not inside */
+ltl gets_in { [] (wants -> <> !wants) }
+#define WANTS(value) if :: me == LIVE -> wants = value :: else fi
+#else
+#define WANTS(value) skip
+#endif
+
 inline take_ticket(add) {
     d_step {
+        WANTS(true);
         ticket = requests;
         requests = (requests + add) & WORD_MASK;
         if
@@ -154,6 +167,7 @@ active [READERS] proctype reader() {
         wait_until(READER);
         d_step {
             reading++;
+            WANTS(false);
             assert(writing == 0);
             if
             :: reading > 1 -> c_code { reach("shared"); }
@@ -180,6 +194,7 @@ active [WRITERS] proctype writer() {
         wait_until(WRITER);
         d_step {
             writing++;
+            WANTS(false);
             assert(writing == 1 && reading == 0)
         };
         unlock(WRITER, 1)

@@ -7,6 +7,9 @@ A spin model says in its head what to run it with and what must come of it:
     reach: event …                  what must have happened in one of these searches (reach.h)
     fault NAME (NAME=VALUE …): …    a variant, -DFAULT_NAME, in which an error must be found
 
+A size with LIVE is searched for executions in which the model's ltl property never comes true, under weak fairness (but
+for the fault UNFAIR).
+
 Exit status 1 if a model fails, if a seeded fault is not caught, or if something was not reached; 2 without spin or gcc.
 `--document FILE` also writes the figures into the file, between its two "figures" marks.
 """
@@ -40,6 +43,10 @@ class Variant:
     size: tuple[str, ...]
     fault: str = ""
     what: str = ""
+
+    @property
+    def is_live(self) -> bool:
+        return any(macro.startswith("LIVE") for macro in self.size)
 
 
 @dataclass(slots=True)
@@ -84,12 +91,14 @@ def search(variant: Variant) -> Result:
             return result
         # Faults are found after few states, so that compiling them costs more than searching.
         level = "-O0" if variant.fault else "-O2"
-        built = run(["gcc", level, "-w", "-DSAFETY", "-DCOLLAPSE", "-DVECTORSZ=512", "-o", "pan", "pan.c"], directory)
+        kind = [] if variant.is_live else ["-DSAFETY"]
+        built = run(["gcc", level, "-w", *kind, "-DCOLLAPSE", "-DVECTORSZ=512", "-o", "pan", "pan.c"], directory)
         if built.returncode != 0:
             result.broken = f"gcc: {built.stderr.strip()}"
             return result
         try:
-            said = run(["./pan", "-m4000000"], directory, SEARCH_SECONDS).stdout
+            live = ["-a", *(["-f"] if variant.fault != "UNFAIR" else [])] if variant.is_live else []
+            said = run(["./pan", "-m4000000", *live], directory, SEARCH_SECONDS).stdout
         except subprocess.TimeoutExpired:
             result.broken = f"not done after {SEARCH_SECONDS} s"
             return result
@@ -185,7 +194,8 @@ def figures(results: list[Result], checks: list[Check]) -> str:
     lines.append("|---|---|---|---|---:|")
     for result in results:
         if result.variant.fault:
-            found = "deadlock, or a waiter that nobody wakes" if "end state" in result.error else "assertion"
+            kinds = {"invalid end state": "deadlock, or a waiter that nobody wakes", "acceptance cycle": "starvation"}
+            found = kinds.get(result.error, "assertion")
             variant = result.variant
             lines.append(f"| `{variant.model.stem}` | {variant.fault} | {variant.what} | {found} | {result.states:,} |")
     lines += [

@@ -170,17 +170,35 @@ def _per_region_attach(o: Orders) -> Program:
     return Program((writer, reader), words, ("region",))
 
 
+def _detach(o: Orders) -> Run:
+    refs = (yield Update("refs", lambda refs: refs - 1, o["detach"])) - 1
+    if refs != 0:
+        refs = yield Update("refs", lambda refs: refs + FLAG, o["detach flag"])
+        yield from _drain(o, refs + FLAG, FLAG)
+        yield Store("refs", 0, RELAXED)
+    return None
+
+
+def _per_region_detach(o: Orders) -> Program:
+    """Detaching by itself: what region/writes.c does after a region_write_lock, but strategy.h does not ask for."""
+
+    def writer() -> Run:
+        yield Store("map.seq", 1, RELAXED)
+        yield from _detach(o)
+        yield Enter("region", exclusive=True)
+        yield Leave("region", exclusive=True)
+        return "detached"
+
+    return Program((writer, _reader(o), _reader(o)), dict(REGION_WORDS), ("region",))
+
+
 def _per_region_move(o: Orders) -> Program:
     """A region is detached and attached at another address while a reader has the struct from the index."""
 
     def writer() -> Run:
         yield Store("map.seq", 1, RELAXED)
         yield from _region_write_lock(o, 1)
-        refs = (yield Update("refs", lambda refs: refs - 1, o["detach"])) - 1
-        if refs != 0:
-            refs = yield Update("refs", lambda refs: refs + FLAG, o["detach flag"])
-            yield from _drain(o, refs + FLAG, FLAG)
-            yield Store("refs", 0, RELAXED)
+        yield from _detach(o)
         yield Enter("region", exclusive=True)  # never left: address 1 is gone
         yield Store("place", 2, RELAXED)
         yield Store("region.seq", 1, RELAXED)
@@ -407,6 +425,19 @@ PROTOCOLS = (
         ("attached", "entered"),
     ),
     Protocol(
+        "per-region: detach",
+        "per_region.c: detach",
+        {**PER_REGION, "detach": ACQUIRE, "detach flag": ACQUIRE},
+        _per_region_detach,
+        (
+            Weakening("detach", RELAXED, VIEWS_ONLY),
+            Weakening("detach flag", RELAXED, VIEWS_ONLY),
+            Weakening("drain", RELAXED, VIEWS_ONLY),
+            Weakening("put", RELAXED, VIEWS_ONLY, "M1"),
+        ),
+        ("detached", "entered", "entered"),
+    ),
+    Protocol(
         "per-region: move",
         "per_region.c: detach, attach; region/writes.c",
         {**PER_REGION, "detach": ACQUIRE, "detach flag": ACQUIRE, "attach": RELEASE},
@@ -414,7 +445,9 @@ PROTOCOLS = (
         (
             Weakening("attach", RELAXED, VIEWS_ONLY),
             Weakening("enter", RELAXED, VIEWS_ONLY),
-            Weakening("put", RELAXED, VIEWS_ONLY),
+            Weakening("put", RELAXED, VIEWS_ONLY, "M1"),
+            Weakening("detach", RELAXED, NOWHERE),
+            Weakening("detach flag", RELAXED, NOWHERE),
         ),
         ("moved", "entered"),
     ),
