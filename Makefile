@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CORE := $(shell find native -not -path 'native/tests/*' -type f)
+CORE := $(shell find native -not -path 'native/tests/*' -not -path 'native/models/*' -type f)
 C_FILES := $(shell find native benchmarks -name '*.[ch]')
 
 .PHONY: demo test lint native-tests sanitize models bench bench-short figures clean

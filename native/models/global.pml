@@ -25,7 +25,7 @@
  * fault UNFAIR (LIVE=0 READERS=2 WRITERS=1): no fairness: some thread may never run again, which a search for starvation must see
  * fault NO_COMPARE (READERS=2 WRITERS=1): the kernel does not compare the word again
  */
-#include "reach.h"
+#include "reach.inc"
 
 #ifndef READERS
 #define READERS 2

@@ -3,7 +3,7 @@
  *   here             there
  *   raised, mark[]   writing, marks; 2 lines instead of 64, so that readers fall on the same one
  *   marks_wait       zc_marks_wait: line after line
- *   map_lock.h       the queue: fair_rwlock (global.pml)
+ *   map_lock.inc       the queue: fair_rwlock (global.pml)
  *
  * Sequentially consistent: fault M11 is invisible here, see the weak-memory explorer.
  *
@@ -17,7 +17,7 @@
  * fault FLAG_FIRST (WRITERS=2): the flag is raised before the queue's lock is held: the writer before it lowers it
  * fault SHARED_MARK: two readers share a mark
  */
-#include "reach.h"
+#include "reach.inc"
 
 #ifndef READERS
 #define READERS 3
@@ -28,7 +28,7 @@
 #define MAPS 1
 #define LINES 2
 
-#include "map_lock.h"
+#include "map_lock.inc"
 
 bool raised, mark[LINES];
 byte reading, writing;

@@ -4,7 +4,7 @@
  *   bias, mark[] the same; 2 lines instead of 64, so that readers fall on the same one
  *   marks_wait   zc_marks_wait: line after line
  *   may or may not set the bias        the time that the bias stays off
- *   map_lock.h   fair_rwlock (global.pml)
+ *   map_lock.inc   fair_rwlock (global.pml)
  *
  * Sequentially consistent: fault M11 is invisible here, see the weak-memory explorer.
  *
@@ -18,7 +18,7 @@
  * fault LATE_BIAS: the bias is set after the lock was let go
  * fault SHARED_MARK: two readers share a mark
  */
-#include "reach.h"
+#include "reach.inc"
 
 #ifndef READERS
 #define READERS 3
@@ -29,7 +29,7 @@
 #define MAPS 1
 #define LINES 2
 
-#include "map_lock.h"
+#include "map_lock.inc"
 
 bool bias = true, mark[LINES];
 byte reading, writing;

@@ -5,7 +5,7 @@
  *   step 1 … step 6               try_enter: the steps of the protocol in per_region.c's head
  *   put, drain, sweep, …          the functions of those names; sleeping on refs compares and queues in one step, as futexes do
  *   writer                        zc_write_attach, zc_write_detach, zc_write_recycle; with SWAP: a change that spans two regions
- *   region_map.h                  the map around it; map_lock.h: fair_rwlock (global.pml)
+ *   region_map.inc                  the map around it; map_lock.inc: fair_rwlock (global.pml)
  *
  * Steps that only look at what nobody else can change are joined. The bounded number of lookups is any number here, zero included.
  *
@@ -31,7 +31,7 @@
  * fault EARLY: the flag is taken off before the stamp is on
  * fault NO_DRAIN: detach does not wait for readers
  */
-#include "region_map.h"
+#include "region_map.inc"
 
 #define EXCLUDE 4
 #define READERS_LIMIT (EXCLUDE - 1)
@@ -226,4 +226,4 @@ inline write_unlock() {
     map_write_unlock(m)
 }
 
-#include "region_writer.h"
+#include "region_writer.inc"

@@ -5,7 +5,7 @@
  *   stamp[], detached[]            region_lock.seq, region_lock.detached
  *   seq[]                          map_lock.seq: 1, 2, 3 and no 0 instead of 2^32 values and no 0
  *   try_to_read … forget_stamps    the steps of those functions; sleeping compares and queues in one step, as futexes do
- *   region_map.h, region_writer.h  the map around it and its writers; map_lock.h: fair_rwlock (global.pml)
+ *   region_map.inc, region_writer.inc  the map around it and its writers; map_lock.inc: fair_rwlock (global.pml)
  *
  * Properties: as per_region.pml.
  * size: READERS=1
@@ -25,7 +25,7 @@
  * fault KEEP_ZERO: the sequence does not leave 0 out, which is the stamp of regions that were never locked
  */
 #define FIRST_SEQ 1
-#include "region_map.h"
+#include "region_map.inc"
 
 #define WRITER 4
 #define READERS_LIMIT 3
@@ -194,4 +194,4 @@ inline write_unlock() {
     map_write_unlock(m)
 }
 
-#include "region_writer.h"
+#include "region_writer.inc"

@@ -4,7 +4,7 @@
 A spin model says in its head what to run it with and what must come of it:
 
     size: NAME=VALUE …              a size that is searched completely, without an error
-    reach: event …                  what must have happened in one of these searches (reach.h)
+    reach: event …                  what must have happened in one of these searches (reach.inc)
     fault NAME (NAME=VALUE …): …    a variant, -DFAULT_NAME, in which an error must be found
 
 A size with LIVE is searched for executions in which the model's ltl property never comes true, under weak fairness (but
@@ -83,7 +83,7 @@ def search(variant: Variant) -> Result:
     macros = [f"-D{macro}" for macro in variant.size] + ([f"-DFAULT_{variant.fault}"] if variant.fault else [])
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        for file in MODELS.glob("*.[hp]*"):
+        for file in MODELS.glob("*.*"):
             shutil.copy(file, directory)
         made = run(["spin", *macros, "-a", variant.model.name], directory)
         if not (directory / "pan.c").exists():

@@ -6,7 +6,7 @@
  *   seq[]                          the map's sequence, modulo 4
  *   peek, confirm                  speculative_peek, speculative_confirm: a step for each load
  *   first[], second[]              what a reader reads of a region between the two, which a writer changes one after the other
- *   region_map.h, region_writer.h  the map around it and its writers
+ *   region_map.inc, region_writer.inc  the map around it and its writers
  *
  * Assumption: fewer than 8 changes of a region within one peek (`passed`; 2^32 there). Fault ABA is what happens without it.
  *
@@ -20,7 +20,7 @@
  * fault LATE_COUNT: a writer counts after it changed
  */
 #define CONTENT
-#include "region_map.h"
+#include "region_map.inc"
 
 #define NEXT(word) ((word + 1) & 3)
 #define MODULUS 8
@@ -144,4 +144,4 @@ inline write_unlock() {
     map_write_unlock(m)
 }
 
-#include "region_writer.h"
+#include "region_writer.inc"
