@@ -2,10 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CORE := $(shell find native -not -path 'native/tests/*' -type f)
+CORE := $(shell find native -not -path 'native/tests/*' -not -path 'native/models/*' -type f)
 C_FILES := $(shell find native benchmarks -name '*.[ch]')
 
-.PHONY: demo test lint native-tests sanitize bench bench-short figures clean
+.PHONY: demo test lint native-tests sanitize models bench bench-short figures clean
 
 demo: $(VENV)/installed
 	$(BIN)/zcrpc lab seed --seconds 2 --rounds 3
@@ -32,6 +32,10 @@ sanitize:
 	    cmake --build build/$$kind -j 2 && \
 	    ctest --test-dir build/$$kind --output-on-failure || exit 1; \
 	done
+
+# The protocols: every interleaving of the spin models, every execution of the weak-memory explorer's programs. Needs spin.
+models: $(VENV)/installed
+	$(BIN)/python native/models/run.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
