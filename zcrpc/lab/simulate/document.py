@@ -32,7 +32,8 @@ over all sockets is what fits the 9 µs series.
 
 **How blind this is.** Not very: the rule with two values of b, the placement and the points to calibrate on were chosen
 knowing these series and the kernel's slopes. Given them, each single point is the model's own, and nothing was changed
-after seeing uprobes, folly or the seed workload.
+to fit uprobes, folly or the seed workload. The program of `per-region` was corrected, after its C source, when the
+row of one region on this machine had failed.
 
 **What is left out.** Cores that two hardware threads share (above 224 threads on the Xeon), spinning waiters' traffic,
 sleeping and waking, congestion of the links between sockets, preemption, and everything in a request but its lock.
@@ -217,8 +218,8 @@ def _by_cores(predictions: Sequence[Prediction], cell: Callable[[Prediction], st
     return _table(["cores", *locks], [[str(n), *(cell(by_key[n, name]) for name in locks)] for n in cores])
 
 
-def _cost(ns: float) -> str:
-    return f"{ns:,.0f}" if ns >= 100 else f"{ns:.1f}"
+def _cost(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -41,7 +41,9 @@ def measure() -> list[Check]:
     for native, program, hot, series in CASES:
         predicted = predict(program, median(alone[native]), transfer, one_region=hot)
         measured = median(together[series])
-        verdict = "calibrated" if series == CASES[0][3] else judge(measured, predicted)
+        verdict = judge(measured, predicted)
+        if series == CASES[0][3] and verdict == "pass":  # no transfer explains figures that others disturbed
+            verdict = "calibrated"
         low, high = min(together[series]), max(together[series])
         checks.append(Check(f"this machine, {series}", 2, "ns", measured, low, high, predicted, (), verdict))
     return checks

@@ -21,7 +21,7 @@ from zcrpc.lab.simulate.topology import Topology
 # RMWs per ownership, each calibrated on one published point (published.py): where sections and what lies between them
 # are empty, RMWs come in runs; where they are not, every RMW moves the line.
 B_BACK_TO_BACK, B_APART = 10, 1
-JITTER = 0.05  # of work and hold, so that threads do not march in step
+JITTER = 0.02  # of work and hold, which are never shorter than asked: so that threads do not march in step
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -183,7 +183,7 @@ class Run:
             due = max(due + w.writer_interval_ns, self.machine.now)
 
     def _about(self, ns: float) -> float:
-        return ns * (1 + JITTER * (2 * self.random.random() - 1))
+        return ns * (1 + JITTER * self.random.random())
 
     def _finish(self, late_ns: float) -> None:
         self.finished += 1
