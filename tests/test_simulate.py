@@ -142,10 +142,6 @@ class TestTopology:
         assert all(cpu % 2 == 0 for cpu in placed[:224])
         assert sorted(placed) == list(range(448))
 
-    def test_mean(self) -> None:
-        assert XEON.mean_ns(1) == 7
-        assert XEON.mean_ns(224) == pytest.approx((27 * 47.5 + 84 * 149 + 112 * 337) / 223)
-
     @pytest.mark.parametrize("threads", [0, -1, 449])
     def test_threads_that_do_not_fit(self, threads: int) -> None:
         with pytest.raises(ValueError, match="1 to 448"):

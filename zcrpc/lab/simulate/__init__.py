@@ -9,7 +9,7 @@ what follows for the seed workload.
 What is assumed, besides the costs in a topology file:
 
 - *b*, the RMWs that a CPU gets done each time it owns a line that others wait for. Hardware does not promise one; it
-  is swept and printed, and the default is calibrated on one published point.
+  is swept and printed; the two defaults (`workload`) are calibrated, each on one published point.
 - A CPU gets its next RMW in without losing the line only if it comes within `engine.LINGER_NS`.
 - Lines queue first come, first served. Instructions between the RMWs cost what the workload says, no more.
 """

@@ -60,7 +60,6 @@ class Case:
     topology: Topology
     locks: str
     workload: Workload
-    scale: float = 1.0  # from ns per operation to `unit`
     unit: str = "ns"
 
     def predict(self, b: int | None = None) -> float:
@@ -68,7 +67,7 @@ class Case:
             simulate(self.topology, self.locks, self.threads, self.workload, b=b, operations=1500, seed=seed)
             for seed in SEEDS
         ]
-        return self.scale * mean(cost.ns_per_operation for cost in costs)
+        return mean(cost.ns_per_operation for cost in costs)
 
 
 def check(case: Case, published: float, low: float, high: float, *, calibrated: bool, sweep: bool) -> Check:

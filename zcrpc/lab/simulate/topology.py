@@ -67,12 +67,6 @@ class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         by_turn = [base + offset for offset in within for base in range(0, self.cpus, group)]
         return by_turn[:threads]
 
-    def mean_ns(self, threads: int, *, load_first: bool = False) -> float:
-        """The mean cost of moving a line between two different threads of the placement, in ns."""
-        placed = self.placement(threads)
-        costs = [self.between(placed[0], other) for other in placed[1:]]
-        return sum(c.load_rmw_ns if load_first else c.rmw_ns for c in costs) / len(costs) if costs else self.owned_ns
-
 
 def builtin(name: str = "xeon-8176") -> Topology:
     """A machine that comes with the package."""
