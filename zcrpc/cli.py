@@ -1,4 +1,4 @@
-"""The command line: ``zcrpc lab seed``, ``zcrpc lab upload``, ``zcrpc lab new``."""
+"""The command line: ``zcrpc lab`` and its commands."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from zcrpc.lab import report
 from zcrpc.lab import upload as uploads
 from zcrpc.lab.processes import ChildFailed
 from zcrpc.lab.seed import Experiment, Round, run
+from zcrpc.lab.simulate.command import simulate
 
 _STORM = (1000, 500)  # µs: interval and hold where none are given, as in the seed
 _ROUNDS = 5
@@ -34,6 +35,9 @@ def cli() -> None:
 @cli.group()
 def lab() -> None:
     """Experiments on live servers."""
+
+
+lab.add_command(simulate)
 
 
 @lab.command()
