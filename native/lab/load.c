@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -248,6 +250,24 @@ static int measure(struct load *load) {
     return ran;
 }
 
+/* splice knows no MSG_NOSIGNAL: into a connection that the server has closed it would end the process. So the thread that generates the load
+ * blocks SIGPIPE, and takes what came before it lets it through again, unless it was blocked all along. */
+static void hold_back_sigpipe(sigset_t *before) {
+    sigset_t pipe;
+    sigemptyset(&pipe);
+    sigaddset(&pipe, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &pipe, before);
+}
+
+static void let_through_sigpipe(const sigset_t *before) {
+    sigset_t pipe;
+    sigemptyset(&pipe);
+    sigaddset(&pipe, SIGPIPE);
+    if (!sigismember(before, SIGPIPE))
+        sigtimedwait(&pipe, NULL, &(struct timespec){0});
+    pthread_sigmask(SIG_SETMASK, before, NULL);
+}
+
 int zc_load_run(const struct zc_load_options *options, struct zc_load_result *result) {
     if (options->connections == 0 || options->in_flight == 0 || options->port == 0 || options->port > UINT16_MAX)
         return -EINVAL;
@@ -258,11 +278,14 @@ int zc_load_run(const struct zc_load_options *options, struct zc_load_result *re
         return -ENOMEM;
     load->options = options;
     load->epoll = load->pipe[0] = load->pipe[1] = -1;
+    sigset_t before;
+    hold_back_sigpipe(&before);
     int ran = set_up(load);
     if (ran == 0)
         ran = measure(load);
     *result = load->result;
     tear_down(load);
+    let_through_sigpipe(&before);
     free(load);
     return ran;
 }
