@@ -130,11 +130,14 @@ async def test_more_chunk_than_was_announced_is_closed(serving: Serving, caplog:
         await alive(address)
 
 
-async def test_second_large_payload_before_the_first_ended_is_closed(serving: Serving) -> None:
+async def test_second_large_payload_before_the_first_ended_is_closed(
+    serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serving(Bench()) as (_, address), await RawPeer.greeted(address) as peer:
         for stream in (1, 2):
             peer.send(frame(REQUEST, [[1]], bytes(MIB), method=1, stream=stream, payload_length=2 * MIB))
         await peer.closed()
+        assert "a payload where none may be" in caplog.text
         await alive(address)
 
 
@@ -157,7 +160,8 @@ async def test_reset_in_the_middle_of_a_payload(serving: Serving, threads: int) 
         peer.send(frame(REQUEST, [[1]], bytes(300_000), method=1, stream=1, payload_length=900_000))
         await until(lambda: server.stats().leases == 1)
         peer.abort()
-        await until(lambda: server.stats().connections == 0 and server.stats().leases == 0)
+        await until(lambda: server.stats().connections == 0)
+        assert server.stats().leases == 0
         await alive(address)
 
 

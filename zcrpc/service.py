@@ -84,6 +84,8 @@ class Converter:
 
 @dataclasses.dataclass(slots=True, frozen=True)
 class Parameter:
+    """One parameter of a method."""
+
     name: str
     converter: Converter | None  # None: as it comes
     required: bool

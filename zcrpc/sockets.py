@@ -45,6 +45,7 @@ def _answers(path: str) -> bool:
 
 
 async def bind_tcp(address: Address) -> tuple[socket.socket, Address]:
+    """On the first address that the host's name has; OSError if it cannot be had."""
     family, where = (await resolve(address))[0]
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:

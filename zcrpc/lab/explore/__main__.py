@@ -6,6 +6,7 @@ from zcrpc.lab.explore.check import check_all
 
 
 def main() -> int:
+    """Runs every check and prints it. 1 if one fails."""
     failed = 0
     for check in check_all():
         failed += not check.as_expected

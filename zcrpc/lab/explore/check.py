@@ -41,6 +41,7 @@ class Check:
 
 
 def check_litmus(litmus: Litmus, memory: Memory) -> Check:
+    """The weak outcome shows where it is allowed, and nowhere else."""
     found = explore(litmus.program, memory)
     weak = f"outcome {litmus.weak}" if litmus.weak in found.outcomes else ""
     return Check(litmus.name, memory.name, found.states, weak, memory.name in litmus.allowed, is_litmus=True)
@@ -54,6 +55,7 @@ def check_protocol(protocol: Protocol, memory: Memory) -> Check:
 
 
 def check_weakening(protocol: Protocol, weakening: Weakening, memory: Memory) -> Check:
+    """With one order weakened the protocol goes wrong, in the models where it must."""
     found = explore(protocol.program(weakening), memory)
     weakened = f"{weakening.site} {weakening.order.value}"
     expected = memory.name in weakening.fails

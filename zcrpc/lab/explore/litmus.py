@@ -31,6 +31,8 @@ Run = Generator[Operation, int, object]
 
 @dataclass(frozen=True, slots=True)
 class Litmus:
+    """A small program whose outcomes are known for each memory model."""
+
     name: str
     program: Program
     weak: tuple[object, ...]  # what the threads return, where the order of things shows

@@ -44,6 +44,8 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Store:
+    """A store to a word."""
+
     word: str
     value: int
     order: Order
@@ -61,6 +63,8 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Fence:
+    """A fence that stands by itself."""
+
     order: Order
 
 
@@ -82,12 +86,16 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class Enter:
+    """Comes into a section, which is checked to be exclusive where it says so."""
+
     section: str
     exclusive: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Leave:
+    """Goes out of it."""
+
     section: str
     exclusive: bool
 

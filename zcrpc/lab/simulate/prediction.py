@@ -47,6 +47,7 @@ def predict(
 
 
 def predict_one(topology: Topology, locks: str, cores: int, b: int) -> Prediction:
+    """The seed workload under one lock on so many cores: saturated, at an offered load, and through a storm."""
     offered = 1e9 * LOAD * cores / (SEED.work_ns + SEED.hold_ns)
     operations = max(OPERATIONS, 16 * cores)
     through_a_storm = max(OPERATIONS, int(offered * STORM_NS / 1e9))
