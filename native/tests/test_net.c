@@ -195,15 +195,24 @@ static void payloads_arrive_whole(void) {
     }
 }
 
+/* Connects the client to the server and greets it; where the server maps, its hello is taken as read. Returns the client's connection. */
+static uint64_t join(struct zc_reactor *server, struct zc_reactor *client, bool mapping) {
+    int fds[2];
+    connect_tcp(fds);
+    CHECK(zc_reactor_add(server, fds[0], mapping) > 0);
+    int64_t c = zc_reactor_add(client, fds[1], 0);
+    CHECK(c > 0);
+    submit(client, (uint64_t)c, hello, NULL, NULL);
+    if (mapping)
+        CHECK(zc_reactor_set_peer(client, (uint64_t)c, &(struct zc_peer){ZC_CHUNK_BYTES, 4096}) == 0);
+    return (uint64_t)c;
+}
+
 static void small_frames_pass_between_chunks(void) {
     struct zc_map *map = new_map(64 * MIB);
     struct zc_reactor *server = new_reactor(map, (struct zc_reactor_options){0}),
                       *client = new_reactor(map, (struct zc_reactor_options){0});
-    int fds[2];
-    connect_tcp(fds);
-    CHECK(zc_reactor_add(server, fds[0], 0) > 0);
-    uint64_t c = (uint64_t)zc_reactor_add(client, fds[1], 0);
-    submit(client, c, hello, NULL, NULL);
+    uint64_t c = join(server, client, false);
     unsigned char *source = malloc(16 * MIB), head[ZC_FRAME_SIZE];
     fill(source, 16 * MIB, 3);
     for (uint32_t stream = 1; stream <= 2; stream++) {
@@ -231,13 +240,7 @@ static void requests_follow_each_other(uint32_t receive, bool mapping) {
     struct zc_map *map = new_map(256 * MIB);
     struct zc_reactor *server = new_reactor(map, (struct zc_reactor_options){.receive = receive});
     struct zc_reactor *client = new_reactor(map, (struct zc_reactor_options){0});
-    int fds[2];
-    connect_tcp(fds);
-    CHECK(zc_reactor_add(server, fds[0], mapping) > 0);
-    uint64_t c = (uint64_t)zc_reactor_add(client, fds[1], 0);
-    submit(client, c, hello, NULL, NULL);
-    if (mapping)
-        CHECK(zc_reactor_set_peer(client, c, &(struct zc_peer){ZC_CHUNK_BYTES, 4096}) == 0);
+    uint64_t c = join(server, client, mapping);
     unsigned char *source = malloc(2 * MIB), head[ZC_FRAME_SIZE + 40], header[40];
     fill(source, 2 * MIB, 11);
     uint64_t lengths[REQUESTS];
@@ -283,11 +286,7 @@ static void memory_runs_out_and_comes_back(void) {
     struct zc_map *map = new_map(4 * MIB), *elsewhere = new_map(4 * MIB);
     struct zc_reactor *server = new_reactor(map, (struct zc_reactor_options){.payload_limit = 2 * MIB});
     struct zc_reactor *client = new_reactor(elsewhere, (struct zc_reactor_options){0});
-    int fds[2];
-    connect_tcp(fds);
-    CHECK(zc_reactor_add(server, fds[0], 0) > 0);
-    uint64_t c = (uint64_t)zc_reactor_add(client, fds[1], 0);
-    submit(client, c, hello, NULL, NULL);
+    uint64_t c = join(server, client, false);
     unsigned char *source = malloc(2 * MIB), head[ZC_FRAME_SIZE];
     fill(source, 2 * MIB, 9);
     for (uint32_t stream = 1; stream <= 6; stream++) {
@@ -324,12 +323,7 @@ static void a_lease_outlives_everything(void) {
     struct zc_map *map = new_map(64 * MIB);
     struct zc_reactor *server = new_reactor(map, (struct zc_reactor_options){.receive = ZC_RECEIVE_ZEROCOPY});
     struct zc_reactor *client = new_reactor(map, (struct zc_reactor_options){0});
-    int fds[2];
-    connect_tcp(fds);
-    CHECK(zc_reactor_add(server, fds[0], 1) > 0);
-    uint64_t c = (uint64_t)zc_reactor_add(client, fds[1], 0);
-    submit(client, c, hello, NULL, NULL);
-    CHECK(zc_reactor_set_peer(client, c, &(struct zc_peer){ZC_CHUNK_BYTES, 4096}) == 0);
+    uint64_t c = join(server, client, true);
     unsigned char *source = malloc(MIB), head[ZC_FRAME_SIZE];
     fill(source, MIB, 5);
     put_frame(head, (struct zc_frame){.kind = ZC_REQUEST, .stream = 1, .payload_length = MIB}, NULL, NULL);
