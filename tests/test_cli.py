@@ -40,6 +40,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*ZCRPC, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
+def heed_interrupts() -> None:
+    """In the child: a shell that runs these tests in the background has them ignore SIGINT, and children inherit it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class TestSeed:
     def test_json_and_table(self, tmp_path: Path) -> None:
         target = tmp_path / "rounds.json"
@@ -118,11 +123,19 @@ class TestSeed:
             str(target),
         ]
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=heed_interrupts,
         )
         time.sleep(6)  # some rounds of a quarter of a second
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=20)
+        try:
+            stdout, stderr = process.communicate(timeout=20)
+        finally:
+            process.kill()
         assert process.returncode == 130
         assert "interrupted" in stderr
         assert 0 < len(json.loads(target.read_text())) < 1600

@@ -20,7 +20,7 @@ SECONDS = 0.02
 # name in the benchmark, program, one hot region, what it is called
 CASES = (
     ("global", "global", False, "global, 2 threads"),
-    ("pthread", "global-pthread", False, "pthread rwlock, 2 threads"),
+    ("global-pthread", "global-pthread", False, "pthread rwlock, 2 threads"),
     ("per-region", "per-region", False, "per-region, 2 threads, regions of their own"),
     ("per-region", "per-region", True, "per-region, 2 threads, one region"),
 )
