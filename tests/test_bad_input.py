@@ -293,11 +293,12 @@ async def test_stream_in_use_closes_the_connection(serving: Serving, caplog: pyt
 
 
 async def test_frames_that_answer_nothing_are_ignored(serving: Serving) -> None:
-    async with serving(Bench()) as (_, address), await RawPeer.greeted(address) as peer:
+    async with serving(Bench()) as (server, address), await RawPeer.greeted(address) as peer:
         peer.send(frame(RESPONSE, [1], stream=9) + frame(ERROR, ["x"], stream=9, method=3) + frame(CANCEL, stream=9))
         peer.send(frame(PONG, b"abc") + frame(GOAWAY, b"\xc1", method=77))
         peer.send(frame(RESPONSE, [1], bytes(100_000), stream=9))
         await still_good(peer)
+        assert server.stats().connections == 1
 
 
 async def test_ping_is_answered_with_the_same(serving: Serving) -> None:
