@@ -18,6 +18,8 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from zcrpc import locks
+from zcrpc.backoff import Backoff
+from zcrpc.channel import State
 from zcrpc.client import Client, connect
 from zcrpc.errors import (
     Aborted,
@@ -40,6 +42,7 @@ from zcrpc.errors import (
     ZcrpcError,
 )
 from zcrpc.regions import RegionMap
+from zcrpc.retries import Retries
 from zcrpc.server import Server
 from zcrpc.service import Service, method
 from zcrpc.stats import Stats
@@ -49,6 +52,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Aborted",
     "AlreadyExists",
+    "Backoff",
     "Cancelled",
     "Client",
     "DataLoss",
@@ -61,8 +65,10 @@ __all__ = [
     "PermissionDenied",
     "RegionMap",
     "ResourceExhausted",
+    "Retries",
     "Server",
     "Service",
+    "State",
     "Stats",
     "Status",
     "Unauthenticated",

@@ -15,10 +15,12 @@ import msgspec
 from zcrpc._native import lib
 from zcrpc.codec import COPY_BELOW, HeaderError
 from zcrpc.errors import ResourceExhausted, Status, Unavailable, ZcrpcError, from_status
+from zcrpc.keepalive import Watch
 from zcrpc.reactor import Reactor
 from zcrpc.wire import (
     CANCEL,
     ERROR,
+    FLAG_UNPROCESSED,
     FRAME,
     GOAWAY,
     HELLO,
@@ -36,6 +38,9 @@ from zcrpc.wire import (
 _UNKNOWN: Final = Hello(limits=Limits(header=1024, payload=0, in_flight=1), chunk=4096)
 # A message is for people. This many characters of it travel at most.
 _MESSAGE_LIMIT: Final = 2000
+
+# The header of a keepalive's ping; no other ping's.
+_PROBE: Final = b"keepalive"
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -145,6 +150,21 @@ class Connection:
                 f"{what}: buffers of {length} bytes are more than the {limits.payload} that the peer takes"
             )
 
+    def send_flagged(self, kind: int, stream: int, status: int, message: str) -> None:
+        """An ERROR or GOAWAY with FLAG_UNPROCESSED."""
+        header = _encode([_shorten(message)])
+        self.reactor.pieces += (
+            RECORD_FRAME.pack(
+                self.number, FRAME.size + len(header), 0, kind, FLAG_UNPROCESSED, status, stream, len(header), 0, 0
+            ),
+            header,
+        )
+        self.reactor.wake()
+
+    def send_refusal(self, stream: int, status: int, message: str) -> None:
+        """Ends a call that no handler has seen, and says so."""
+        self.send_flagged(ERROR, stream, status, message)
+
     def send_error(self, stream: int, status: int, message: str, details: Any = None) -> None:
         """Ends a call with a status."""
         parts = [_shorten(message)]
@@ -194,6 +214,25 @@ class Connection:
         self.send_goaway(Status.INVALID_ARGUMENT, what)
         self.disconnect(what)
 
+    # ---- watched: see keepalive.py
+
+    def silence(self) -> float:
+        return self.reactor.silence(self.number)
+
+    def probe(self) -> None:
+        self.send_ping(_PROBE)
+
+    def silent(self, seconds: float) -> None:
+        why = f"the peer was silent for {seconds:.3g} s and does not answer pings"
+        self.log.warning("%s: %s", self, why)
+        self.abort(why)
+
+    def watch(self, seconds: float, item: Watch) -> int:
+        return self.reactor.deadlines.add(seconds, item)
+
+    def unwatch(self, tick: int, item: Watch) -> None:
+        self.reactor.deadlines.discard(tick, item)
+
     # ---- in: called by the reactor
 
     def hello(self, header: bytes) -> None:
@@ -218,7 +257,7 @@ class Connection:
     def response(self, stream: int, header: bytes, payload: bytes | memoryview) -> None:
         """An answer. To no call of this end: too late, or nonsense, and nothing is lost by ignoring it."""
 
-    def error(self, stream: int, status: int, header: bytes) -> None:
+    def error(self, stream: int, status: int, header: bytes, unprocessed: bool) -> None:
         """A call failed. See `response`."""
 
     def cancel(self, stream: int) -> None:
@@ -237,8 +276,9 @@ class Connection:
     def pong(self, header: bytes) -> None:
         """The answer to a ping."""
 
-    def goaway_received(self, status: int, header: bytes) -> None:
-        """The peer takes no more calls."""
+    def goaway_received(self, status: int, header: bytes, unprocessed: bool) -> None:
+        """The peer takes no more calls. `unprocessed`: and calls that are not answered when the connection ends were
+        not begun."""
 
     def sent(self, token: int) -> None:
         """A referenced payload may be let go."""
@@ -275,9 +315,11 @@ class Connection:
                 message, details = parts[0], parts[1] if len(parts) > 1 else None
         return from_status(status, message if type(message) is str else "", details)
 
-    def loss(self) -> Unavailable:
+    def loss(self, unprocessed: bool = False) -> Unavailable:
         """What calls fail with when the connection is gone."""
-        return Unavailable(f"{self.name}: {self.ended or 'closed'}")
+        error = Unavailable(f"{self.name}: {self.ended or 'closed'}")
+        error.unprocessed = unprocessed
+        return error
 
 
 def _shorten(message: str) -> str:

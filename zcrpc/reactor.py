@@ -30,6 +30,7 @@ from zcrpc.wire import (
     EVENT_CLOSED,
     EVENT_REFUSED,
     EVENT_SENT,
+    FLAG_UNPROCESSED,
     GOAWAY,
     HELLO,
     PING,
@@ -140,6 +141,14 @@ class Reactor:
         self.connections[number] = connection
         return number
 
+    def silence(self, number: int) -> float:
+        """Seconds since something came from a connection, or since it is read again after it was not for a while. 0: it
+        is not read now, or is gone."""
+        if self._handle is None:
+            return 0.0
+        milliseconds: int = lib.zc_reactor_silence(self._handle, number)
+        return max(0, milliseconds) / 1000
+
     def set_peer(self, number: int, chunk: int, map_from: int) -> None:
         """How the peer wants payloads to be sent."""
         peer = ffi.new("struct zc_peer *", {"chunk": chunk, "map_from": map_from})
@@ -149,6 +158,8 @@ class Reactor:
 
     def disconnect(self, number: int, flush: bool) -> None:
         """Closes a connection, having sent everything or at once. Its `closed` is called later in both cases."""
+        if self._handle is None:
+            return
         if flush:
             self.flush()
         lib.zc_reactor_disconnect(self._handle, number, flush)
@@ -219,7 +230,7 @@ class Reactor:
                 deadline_ms,
                 method,
                 kind,
-                _,
+                flags,
             ) in iterator:
                 connection = connections.get(number)
                 if connection is None:
@@ -251,9 +262,8 @@ class Reactor:
                         del connections[number]
                         connection.closed(method, aux)
                     else:
-                        self._dispatch_other(
-                            connection, kind, stream, method, aux, payload_length, data[header : header + header_length]
-                        )
+                        frame_header = data[header : header + header_length]
+                        self._dispatch_other(connection, kind, flags, stream, method, aux, payload_length, frame_header)
                 except Exception:
                     _log.exception(
                         "%s: an event of kind %d could not be dealt with; the connection is closed", connection, kind
@@ -270,10 +280,18 @@ class Reactor:
                 self.flush()
 
     def _dispatch_other(
-        self, connection: Connection, kind: int, stream: int, method: int, aux: int, payload_length: int, header: bytes
+        self,
+        connection: Connection,
+        kind: int,
+        flags: int,
+        stream: int,
+        method: int,
+        aux: int,
+        payload_length: int,
+        header: bytes,
     ) -> None:
         if kind == ERROR:
-            connection.error(stream, method, header)
+            connection.error(stream, method, header, flags & FLAG_UNPROCESSED != 0)
         elif kind == CANCEL:
             connection.cancel(stream)
         elif kind == HELLO:
@@ -283,7 +301,7 @@ class Reactor:
         elif kind == PONG:
             connection.pong(header)
         elif kind == GOAWAY:
-            connection.goaway_received(method, header)
+            connection.goaway_received(method, header, flags & FLAG_UNPROCESSED != 0)
         elif kind == EVENT_REFUSED:
             connection.refused(aux, stream, payload_length)
 

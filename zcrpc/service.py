@@ -24,26 +24,28 @@ from zcrpc.errors import InvalidArgument
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Keywords of the caller's side of a call; a parameter of that name could not be given by keyword.
-RESERVED: Final = frozenset({"timeout", "returns"})
+RESERVED: Final = frozenset({"timeout", "returns", "idempotent", "wait_for_ready"})
 # Types that, if they are what arrived, need no conversion. The same is true of no other: an int may be out of an
 # annotation's bounds, but then the annotation is not int; a list's items are another matter.
 _EXACT: Final = frozenset({int, float, str, bool, bytes, memoryview, type(None)})
 # msgpack has bytes of its own: text is not taken for base64.
 _BUFFERS: Final = (bytes, bytearray, memoryview)
 _MARK: Final = "__zcrpc_method__"
+_IDEMPOTENT: Final = "__zcrpc_idempotent__"
 
 
 @overload
 def method(function: Function, /) -> Function: ...
 @overload
-def method(*, name: str | None = None) -> Callable[[Function], Function]: ...
+def method(*, name: str | None = None, idempotent: bool = False) -> Callable[[Function], Function]: ...
 def method(
-    function: Function | None = None, /, *, name: str | None = None
+    function: Function | None = None, /, *, name: str | None = None, idempotent: bool = False
 ) -> Function | Callable[[Function], Function]:
     """Makes a function of a `Service`, `async def` or plain, callable from afar. A plain one runs in the event loop and
     must not block.
 
-    `name`: what it is called on the wire, if not by its own name.
+    `name`: what it is called on the wire, if not by its own name. `idempotent`: to run it twice does no more than to
+    run it once, so that clients may make a call again that was lost; see `Retries`.
     """
 
     def mark(function: Function) -> Function:
@@ -52,6 +54,7 @@ def method(
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
             raise TypeError(f"{function.__qualname__}: a method returns one result; generators cannot be served")
         setattr(function, _MARK, name or function.__name__)
+        setattr(function, _IDEMPOTENT, idempotent)
         return function
 
     return mark if function is None else mark(function)
@@ -107,6 +110,7 @@ class Plan:
     exact: list[type]  # of positional arguments that need no conversion at all
     converts: bool  # arguments of other types do
     buffers: int  # how they are to be decoded: BYTES, VIEWS, REMEMBERED
+    idempotent: bool  # clients may make a call again that was lost
 
     def bind(self, arguments: list[Any], codec: Codec) -> list[Any]:
         """Positional arguments, converted in place. InvalidArgument names the one that is wrong."""
@@ -220,6 +224,15 @@ def _wire_name(service: type[Service], attribute: str) -> str | None:
     return None
 
 
+def _is_idempotent(service: type[Service], attribute: str) -> bool:
+    """As the definition that was decorated last says."""
+    for base in service.__mro__:
+        function = base.__dict__.get(attribute)
+        if isinstance(getattr(function, _MARK, None), str):
+            return bool(getattr(function, _IDEMPOTENT, False))
+    return False
+
+
 def _plan(service: type[Service], attribute: str, wire_name: str) -> Plan:
     function = getattr(service, attribute)
     name = f"{service.__zcrpc_name__}.{wire_name}"
@@ -270,6 +283,7 @@ def _plan(service: type[Service], attribute: str, wire_name: str) -> Plan:
         exact=[_Never] if needs_names else [_exact(parameter.converter) for parameter in positional],
         converts=any(parameter.converter is not None for parameter in everything),
         buffers=BYTES if not views else REMEMBERED if mixed else VIEWS,
+        idempotent=_is_idempotent(service, attribute),
     )
 
 

@@ -18,9 +18,11 @@ from zcrpc.codec import INLINE_BELOW, SINGLE, SINGLE_BUFFER, SINGLE_BYTES, Heade
 from zcrpc.connection import Connection
 from zcrpc.eager import Suspended
 from zcrpc.errors import ResourceExhausted, Status, ZcrpcError, failure
+from zcrpc.keepalive import Watch
 from zcrpc.reactor import Reactor
 from zcrpc.service import Plan
-from zcrpc.wire import FRAME, RECORD_FRAME, REQUEST, RESPONSE, Hello
+from zcrpc.tls import Tunnel
+from zcrpc.wire import FRAME, GOAWAY, RECORD_FRAME, REQUEST, RESPONSE, Hello
 
 if TYPE_CHECKING:
     from zcrpc.server import Server
@@ -81,10 +83,40 @@ class Call:
 class ServerConnection(Connection):
     """The serving end of a connection."""
 
-    __slots__ = ("admitted", "backlog", "calls", "careful", "handlers", "running", "server", "start", "tick")
+    __slots__ = (
+        "admitted",
+        "backlog",
+        "calls",
+        "careful",
+        "handlers",
+        "leave_status",
+        "parting",
+        "peer_certificate",
+        "running",
+        "server",
+        "start",
+        "tick",
+        "tunnel",
+        "used",
+        "watched",
+    )
 
-    def __init__(self, server: Server, reactor: Reactor, fd: int, mapping: bool, hello: Hello, name: str) -> None:
+    def __init__(
+        self,
+        server: Server,
+        reactor: Reactor,
+        fd: int,
+        mapping: bool,
+        hello: Hello,
+        name: str,
+        tunnel: Tunnel | None = None,
+    ) -> None:
         self.server = server
+        self.tunnel = tunnel
+        self.peer_certificate = None if tunnel is None else tunnel.peer_certificate
+        self.parting: str | None = None  # why it is closed when everything is sent
+        self.leave_status = Status.UNAVAILABLE
+        self.used = False  # there was a call since that was asked last
         self.handlers = server.handlers
         self.start = server.runner.start
         self.calls: dict[int, Call] = {}  # those that wait for an answer
@@ -94,6 +126,10 @@ class ServerConnection(Connection):
         self.careful = server.closing
         super().__init__(reactor, fd, mapping, hello, name, _log)
         self.tick = reactor.deadlines.add(server.hello_timeout, self)
+        self.watched = Watch(self, server.watching)
+        if tunnel is not None:
+            tunnel.on_end = self.tunnel_ended
+            tunnel.start()
 
     def expire(self) -> None:
         """No hello came in time."""
@@ -115,6 +151,7 @@ class ServerConnection(Connection):
             or self.pinned > self.server.max_unsent
             or self.server.closing
             or not self.admitted
+            or self.parting is not None
         )
 
     def refuse(self) -> None:
@@ -130,6 +167,7 @@ class ServerConnection(Connection):
 
     def request(self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview) -> None:
         self.server.requests += 1
+        self.used = True
         if (self.careful or not stream) and not self._may_begin(stream, method, deadline_ms, header, payload):
             return
         try:
@@ -164,12 +202,15 @@ class ServerConnection(Connection):
         limit = self.server.max_in_flight
         if not stream or stream in self.calls or stream in self.backlog:
             self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
-        elif self.server.closing:
-            self.fail(stream, Status.UNAVAILABLE, "the server is going away")
+        elif self.ended is not None:
+            pass  # the peer knows, from the last goaway, that this was not begun
+        elif self.server.closing or self.parting is not None:
+            self.refuse_call(stream, Status.UNAVAILABLE, "the server is going away")
         elif not self.admitted:
-            self.fail(stream, Status.RESOURCE_EXHAUSTED, "the server has too many connections")
+            self.refuse_call(stream, Status.RESOURCE_EXHAUSTED, "the server has too many connections")
         elif len(self.calls) + len(self.backlog) >= limit or self.running >= 2 * limit:
-            self.fail(stream, Status.RESOURCE_EXHAUSTED, f"{limit} calls are in flight on this connection, its limit")
+            message = f"{limit} calls are in flight on this connection, its limit"
+            self.refuse_call(stream, Status.RESOURCE_EXHAUSTED, message)
         elif self.pinned > self.server.max_unsent or self.backlog:
             until = self.reactor.loop.time() + deadline_ms / 1000 if deadline_ms else 0.0
             self.backlog[stream] = method, until, header, payload
@@ -254,6 +295,11 @@ class ServerConnection(Connection):
         self.server.errors += 1
         self.send_error(stream, status, message, details)
 
+    def refuse_call(self, stream: int, status: Status, message: str) -> None:
+        """Ends a call that no handler has seen: the peer may make it again."""
+        self.server.errors += 1
+        self.send_refusal(stream, status, message)
+
     def cancel(self, stream: int) -> None:
         call = self.calls.get(stream)
         if call is not None:
@@ -267,6 +313,8 @@ class ServerConnection(Connection):
             self._serve_backlog()
         elif not self.pinned:
             self.be_careful()
+        if self.parting is not None and not self.pins:
+            self._farewell()
 
     def refused(self, kind: int, stream: int, length: int) -> None:
         if kind == REQUEST:
@@ -280,8 +328,38 @@ class ServerConnection(Connection):
 
     # ---- end
 
+    def part(self, why: str, status: Status = Status.UNAVAILABLE) -> None:
+        """Closes the connection in good order, when what is to be sent is out. No handler may run any more. The last
+        word tells the peer that what was not answered then was not begun."""
+        if self.parting is not None or self.ended is not None:
+            return
+        self.parting = why
+        self.leave_status = status
+        self.careful = True
+        if not self.pins:
+            self._farewell()
+
+    def _farewell(self) -> None:
+        if self.ended is None:
+            why = self.parting or "closed"
+            self.send_flagged(GOAWAY, 0, self.leave_status, why)
+            self.disconnect(why)
+
+    def take_calls(self) -> bool:
+        used, self.used = self.used, False
+        return used or bool(self.running or self.calls or self.backlog or self.pins)
+
+    def unused(self, seconds: float) -> None:
+        self.part(f"no call for {seconds:g} s", Status.OK)
+
+    def tunnel_ended(self, why: str | None) -> None:
+        """The TLS side has ended; with `why`, badly."""
+        if why is not None and self.ended is None:
+            self.ended = why
+
     def closed(self, reason: int, number: int) -> None:
         super().closed(reason, number)
+        self.watched.stop()
         if self.tick:
             self.reactor.deadlines.discard(self.tick, self)
         self.backlog.clear()

@@ -25,10 +25,11 @@ class Stats:
     """Counters since the start, and gauges of this moment. Bytes are bytes.
 
     `requests`: calls received (of a client: made). `errors`: of these, answered with a status other than OK. `calls`:
-    in flight now. `refused`: connections beyond the limit. `fallbacks`: payloads that lie in a region and were not
-    mapped, by reason: policy ("copy", or "auto" decided so for the socket), unsupported, unpadded (the sender did not
-    send whole pages), small, cheaper ("auto" decided so for the size), unmappable. `paused`: connections that are not
-    read now, for want of memory or because their peer does not read.
+    in flight now. `refused`: connections beyond the limit. `handshakes_failed`: connections closed for want of TLS.
+    `fallbacks`: payloads that lie in a region and were not mapped, by reason: policy ("copy", or "auto" decided so for
+    the socket), unsupported, unpadded (the sender did not send whole pages), small, cheaper ("auto" decided so for the
+    size), unmappable. `paused`: connections that are not read now, for want of memory or because their peer does not
+    read.
     """
 
     connections: int
@@ -36,6 +37,7 @@ class Stats:
     errors: int
     calls: int
     refused: int
+    handshakes_failed: int
     payload_bytes_mapped: int
     payload_bytes_copied: int
     mapped_percent: float
@@ -81,6 +83,7 @@ def collect(
     errors: int,
     calls: int,
     refused: int,
+    handshakes_failed: int = 0,
 ) -> Stats:
     """Sums struct zc_reactor_stats of several reactors on one region map."""
     reactors = list(reactors)
@@ -93,6 +96,7 @@ def collect(
         errors=errors,
         calls=calls,
         refused=refused,
+        handshakes_failed=handshakes_failed,
         mapped_percent=100.0 * mapped / (mapped + copied) if mapped + copied else 0.0,
         fallbacks={name: sum(each.fallbacks[index] for each in reactors) for name, index in _REASONS.items()},
         regions=memory.regions,

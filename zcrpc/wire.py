@@ -28,6 +28,10 @@ EVENT_CLOSED: Final = 32
 EVENT_SENT: Final = 33
 EVENT_REFUSED: Final = 34
 
+# A flag of frames. ERROR: no handler has seen the call. GOAWAY: all calls that were begun are answered, so those
+# without an answer when the stream ends were not begun.
+FLAG_UNPROCESSED: Final = 0x08
+
 PREFACE: Final = b"ZCRPC\r\n\x01"
 PAGE: Final = 4096
 PING_LIMIT: Final = 64  # bytes of header that a ping may carry
