@@ -306,12 +306,10 @@ class ClientConnection(Connection):
         self.idle = True
         self.disconnect(f"no call for {seconds:g} s")
 
-    def tunnel_ended(self, why: str | None) -> None:
-        """The TLS side has ended; with `why`, badly."""
-        if why is not None and self.ended is None:
-            self.ended = why
-            if self.owner is not None:
-                self.owner.went_away(self)
+    def tunnel_ended(self, error: OSError | None) -> None:
+        super().tunnel_ended(error)
+        if self.ended is not None and self.owner is not None:
+            self.owner.went_away(self)
 
     async def ping(self) -> float:
         """Seconds to the server's reactor and back."""

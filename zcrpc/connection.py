@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from zcrpc.codec import COPY_BELOW, HeaderError
 from zcrpc.errors import ResourceExhausted, Status, Unavailable, ZcrpcError, from_status
 from zcrpc.keepalive import Watch
 from zcrpc.reactor import Reactor
+from zcrpc.tls import describe
 from zcrpc.wire import (
     CANCEL,
     ERROR,
@@ -232,6 +234,13 @@ class Connection:
 
     def unwatch(self, tick: int, item: Watch) -> None:
         self.reactor.deadlines.discard(tick, item)
+
+    def tunnel_ended(self, error: OSError | None) -> None:
+        """The TLS side has ended: in good order, or with an error, which the reactor cannot know of."""
+        if error is not None and self.ended is None:
+            self.ended = f"TLS: {describe(error)}"
+            blamed = not isinstance(error, ssl.SSLEOFError | ConnectionError)
+            self.log.log(logging.WARNING if blamed else logging.DEBUG, "%s: %s", self, self.ended)
 
     # ---- in: called by the reactor
 

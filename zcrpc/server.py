@@ -385,6 +385,7 @@ class Server:
             connection.be_careful()
             connection.send_goaway(Status.UNAVAILABLE, "the server is going away")
         try:
+            await asyncio.gather(*self._handshakes, return_exceptions=True)
             await self._until(lambda: not self.calls, grace)
             for connection in list(self._connections):
                 connection.backlog.clear()

@@ -352,11 +352,6 @@ class ServerConnection(Connection):
     def unused(self, seconds: float) -> None:
         self.part(f"no call for {seconds:g} s", Status.OK)
 
-    def tunnel_ended(self, why: str | None) -> None:
-        """The TLS side has ended; with `why`, badly."""
-        if why is not None and self.ended is None:
-            self.ended = why
-
     def closed(self, reason: int, number: int) -> None:
         super().closed(reason, number)
         self.watched.stop()

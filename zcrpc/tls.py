@@ -118,7 +118,7 @@ def _set_ready(ready: asyncio.Future[None]) -> None:
 class Tunnel:
     """Carries bytes both ways until one side has ended and the other has been told.
 
-    `inner` is the end for the reactor; detach it there. `start` it then. `on_end(why)` is called when the secure side
+    `inner` is the end for the reactor; detach it there. `start` it then. `on_end(error)` is called when the secure side
     has ended, with None if it was in good order, before the reactor can notice; `on_close` when all is over.
     """
 
@@ -134,7 +134,7 @@ class Tunnel:
         self._secure_ended = self._plain_ended = False
         self._linger: asyncio.TimerHandle | None = None
         self.closed = False
-        self.on_end: Callable[[str | None], None] = lambda why: None
+        self.on_end: Callable[[OSError | None], None] = lambda error: None
         self.on_close: Callable[[], None] = lambda: None
 
     @property
@@ -162,7 +162,7 @@ class Tunnel:
         """Carries a piece. Whether there may be more."""
         scratch = _buffer()
         used, more = 0, True
-        error: BaseException | None = None
+        error: OSError | None = None
         while used < _PIECE and more:
             try:
                 count = self._secure.recv_into(scratch[used:])
@@ -179,7 +179,7 @@ class Tunnel:
                 more, error, self._secure_ended = False, failure, True
         if self._secure_ended:
             self._loop.remove_reader(self._secure.fileno())
-            self.on_end(None if error is None else f"TLS: {describe(error)}")
+            self.on_end(error)
         if used:
             self._give_plain(scratch[:used])
         elif self._secure_ended:
@@ -267,7 +267,7 @@ class Tunnel:
             self._write_needs_read = True
         except OSError as error:
             if not self._secure_ended:
-                self.on_end(f"TLS: {describe(error)}")
+                self.on_end(error)
             self.close()
         return data
 
