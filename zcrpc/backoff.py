@@ -24,7 +24,7 @@ class Backoff:
 
     def __post_init__(self) -> None:
         for name, value, least, most in (
-            ("initial", self.initial, 0.001, self.limit),
+            ("initial", self.initial, 0.001, 86_400.0),
             ("factor", self.factor, 1.0, 100.0),
             ("jitter", self.jitter, 0.0, 1.0),
             ("limit", self.limit, self.initial, 86_400.0),
