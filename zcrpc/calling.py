@@ -82,7 +82,6 @@ class ClientConnection(Connection):
         "tunnel",
         "used",
         "waiting",
-        "watched",
     )
 
     def __init__(
@@ -327,6 +326,7 @@ class ClientConnection(Connection):
         return time.perf_counter() - begun
 
     def pong(self, header: bytes) -> None:
+        super().pong(header)
         future = self.pings.get(header)
         if future is not None and not future.done():
             future.set_result(None)
@@ -347,7 +347,6 @@ class ClientConnection(Connection):
         unsent = frozenset() if self.peer.map_from else frozenset(self.pins)
         answered = self.farewell and reason == lib.ZC_CLOSE_EOF
         super().closed(reason, number)
-        self.watched.stop()
         for pending in list(self.pending.values()):
             self._fail(pending, self.loss(unprocessed=answered or pending.token in unsent))
         for future in self.pings.values():

@@ -41,8 +41,8 @@ _UNKNOWN: Final = Hello(limits=Limits(header=1024, payload=0, in_flight=1), chun
 # A message is for people. This many characters of it travel at most.
 _MESSAGE_LIMIT: Final = 2000
 
-# The header of a keepalive's ping; no other ping's.
-_PROBE: Final = b"keepalive"
+# The header of a keepalive's ping, and of no other. Any bytes would do; these are a msgpack string.
+_PROBE: Final = b"\xa9keepalive"
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -78,7 +78,7 @@ class Pin:
 class Connection:
     """One end of a connection."""
 
-    __slots__ = ("_reference_from", "ended", "log", "name", "number", "peer", "pinned", "pins", "reactor")
+    __slots__ = ("_reference_from", "ended", "log", "name", "number", "peer", "pinned", "pins", "reactor", "watched")
 
     def __init__(self, reactor: Reactor, fd: int, mapping: bool, hello: Hello, name: str, log: logging.Logger) -> None:
         """Takes over a connected socket and greets the peer. On an error the fd is still the caller's."""
@@ -89,6 +89,7 @@ class Connection:
         self.pins: dict[int, Pin] = {}
         self.pinned = 0  # bytes of payload in all of them
         self.ended: str | None = None  # why, once it is closed or being closed
+        self.watched: Watch | None = None
         self._reference_from = 1 << 63
         header = encode_hello(hello)
         self.number = reactor.add(fd, self, mapping)
@@ -284,6 +285,8 @@ class Connection:
 
     def pong(self, header: bytes) -> None:
         """The answer to a ping."""
+        if header == _PROBE and self.watched is not None:
+            self.watched.answered()
 
     def goaway_received(self, status: int, header: bytes, unprocessed: bool) -> None:
         """The peer takes no more calls. `unprocessed`: and calls that are not answered when the connection ends were
@@ -301,6 +304,8 @@ class Connection:
     def closed(self, reason: int, number: int) -> None:
         """The connection is gone. The reactor's last word about it."""
         self.pins.clear()
+        if self.watched is not None:
+            self.watched.stop()
         text, blamed = _ENDS.get(reason, ("closed", True))
         if reason == lib.ZC_CLOSE_SYSTEM and number:
             text = os.strerror(number)

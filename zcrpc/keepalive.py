@@ -73,7 +73,7 @@ class Watch:
     def __init__(self, connection: Watched, limits: Watching) -> None:
         self._connection = connection
         self._limits = limits
-        self._unanswered: float | None = None  # seconds since a ping, if nothing has come since
+        self._unanswered: float | None = None  # seconds since a ping that was not answered
         self._doubted = False
         self._idle_for = 0.0
         self._slept = 0.0
@@ -98,10 +98,15 @@ class Watch:
             self._connection.unwatch(self._tick, self)
             self._tick = 0
 
+    def answered(self) -> None:
+        """The answer to a ping has come."""
+        self._unanswered = None
+
     def expire(self) -> None:
         """Looks, and decides when to look again."""
         self._tick = 0
-        idle, alive = self._look_idle(), self._look_alive()
+        idle = self._look_idle()
+        alive = None if idle is None else self._look_alive()
         if idle is not None and alive is not None:
             self._sleep(min(idle, alive))
 

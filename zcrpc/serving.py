@@ -98,7 +98,6 @@ class ServerConnection(Connection):
         "tick",
         "tunnel",
         "used",
-        "watched",
     )
 
     def __init__(
@@ -354,7 +353,6 @@ class ServerConnection(Connection):
 
     def closed(self, reason: int, number: int) -> None:
         super().closed(reason, number)
-        self.watched.stop()
         if self.tick:
             self.reactor.deadlines.discard(self.tick, self)
         self.backlog.clear()
