@@ -1,4 +1,5 @@
-"""The client: connects, calls, and tells every caller at once when the connection is lost.
+"""The client: connects, calls, and tells every caller at once when the connection is lost. What it calls over is a
+channel: see channel.py.
 
     async with zcrpc.connect("tcp://127.0.0.1:7000", Store) as store:     # typed: an object with Store's methods
         n = await store.put("k", array, timeout=2.0)
