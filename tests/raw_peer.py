@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 PREFACE = b"ZCRPC\r\n\x01"
-HELLO, REQUEST, RESPONSE, ERROR, CHUNK, CANCEL, PING, PONG, GOAWAY = range(1, 10)
+HELLO, REQUEST, RESPONSE, ERROR, CHUNK, CANCEL, PING, PONG, GOAWAY, DATA, END, CREDIT = range(1, 13)
+STREAM_IN, STREAM_OUT = 2, 4
 HEAD = struct.Struct("<BBHIIIQ")
 
 

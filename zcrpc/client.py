@@ -25,10 +25,12 @@ from zcrpc.calling import ClientConnection
 from zcrpc.errors import DeadlineExceeded
 from zcrpc.pool import Options, Pool
 from zcrpc.reactor import ReactorOptions
-from zcrpc.service import Converter, Plan, Service, converter, plans
+from zcrpc.service import Converter, Items, Plan, Service, converter, items, plans
 from zcrpc.sockets import connect_tcp, connect_unix
 from zcrpc.stats import Stats, collect
-from zcrpc.wire import Hello, Limits
+from zcrpc.streaming import Stream
+from zcrpc.streams import split
+from zcrpc.wire import CONNECTION_WINDOW, STREAM_WINDOW, Hello, Limits
 
 # How long a closing client waits for the server to have read everything.
 _FAREWELL_SECONDS: Final = 1.5
@@ -67,6 +69,28 @@ class Client:
             method, arguments, keywords, timeout, None if returns is None else _converter(returns)
         )
 
+    def stream(
+        self, method: str, /, *arguments: Any, timeout: float | None = None, returns: Any = Any, **keywords: Any
+    ) -> Stream[Any]:
+        """Calls "Service.method", whose results are a stream: `async for item in client.stream(…)`.
+
+        An asynchronous iterable among the arguments is sent as the stream of items that the method takes; a buffer
+        that it yields may be used again when it is asked for the next item. timeout: seconds until DeadlineExceeded,
+        from the first item that is asked for to the end. returns: what each item is converted to and checked against.
+        """
+        return self._stream(method, *split(arguments, keywords), timeout, items(returns))
+
+    def _stream(
+        self,
+        name: str,
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        source: Any,
+        timeout: float | None,
+        expected: Items,
+    ) -> Stream[Any]:
+        return Stream(self._connection, name, arguments, keywords, source, timeout, expected)
+
     def use(self, service: type[S]) -> S:
         """An object with the methods of a service class, each a call over this connection; all take `timeout=`
         besides."""
@@ -87,7 +111,7 @@ class Client:
         if self._last is not None:
             return self._last
         return collect(
-            [pool.reactor.stats()],
+            [pool.reactor],
             pool.regions,
             connections=len(pool.reactor.connections),
             requests=connection.requests,
@@ -154,11 +178,26 @@ def _proxy_class(service: type[Service]) -> type[_Proxy]:
 
 
 def _proxy_method(service: type[Service], plan: Plan) -> Callable[..., Any]:
-    name, result = plan.name, plan.result
+    name, result, outgoing = plan.name, plan.result, plan.outgoing
+    call: Callable[..., Any]
 
-    def call(self: _Proxy, /, *arguments: Any, timeout: float | None = None, **keywords: Any) -> Awaitable[Any]:
+    def call_unary(self: _Proxy, /, *arguments: Any, timeout: float | None = None, **keywords: Any) -> Awaitable[Any]:
         return self._call(name, arguments, keywords, timeout, result)
 
+    def call_with_items(
+        self: _Proxy, /, *arguments: Any, timeout: float | None = None, **keywords: Any
+    ) -> Awaitable[Any]:
+        arguments, source = plan.take_items(arguments, keywords)
+        connection = self._client._connection
+        until = None if timeout is None else connection.reactor.loop.time() + timeout
+        return connection.call_with_items(name, arguments, keywords, source, until, result)
+
+    def call_stream(self: _Proxy, /, *arguments: Any, timeout: float | None = None, **keywords: Any) -> Stream[Any]:
+        assert outgoing is not None
+        arguments, source = plan.take_items(arguments, keywords)
+        return self._client._stream(name, arguments, keywords, source, timeout, outgoing)
+
+    call = call_stream if outgoing is not None else call_with_items if plan.incoming is not None else call_unary
     original = getattr(service, plan.attribute)
     call.__name__, call.__qualname__, call.__doc__ = original.__name__, original.__qualname__, original.__doc__
     return call
@@ -210,6 +249,8 @@ class ConnectOptions(TypedDict, total=False):
     max_header: int
     place_from: int
     map_from: int
+    stream_window: int
+    connection_window: int
     stall_timeout: float
 
 
@@ -230,6 +271,8 @@ def connect(
     max_header: int = 64 << 10,
     place_from: int = 32 << 10,
     map_from: int = 64 << 10,
+    stream_window: int = STREAM_WINDOW,
+    connection_window: int = CONNECTION_WINDOW,
     stall_timeout: float = 30.0,
 ) -> Connecting[Any]:
     """Connects to tcp://host:port or unix://path.
@@ -250,6 +293,8 @@ def connect(
         receive=receive,
         budget=budget,
         retain=retain,
+        stream_window=stream_window,
+        connection_window=connection_window,
         reactor=ReactorOptions(
             threaded=False,
             receive=calibration.MODES[receive],
@@ -279,7 +324,13 @@ async def _open(address: Address, options: Options, timeout: float | None) -> Cl
             try:
                 pool = Pool.join(loop, options)
                 hello = Hello(
-                    limits=Limits(header=reactor.header_limit, payload=reactor.payload_limit, in_flight=1),
+                    limits=Limits(
+                        header=reactor.header_limit,
+                        payload=reactor.payload_limit,
+                        in_flight=1,
+                        stream_window=options.stream_window,
+                        connection_window=options.connection_window,
+                    ),
                     chunk=lib.ZC_CHUNK_BYTES,
                     map_from=map_from,
                 )
