@@ -288,13 +288,18 @@ def connect(
     calibration.validate(receive)
     where = parse(address)
     max_message = min(max_message, budget)
+    limits = Limits(
+        header=max_header,
+        payload=max_message,
+        in_flight=1,
+        stream_window=stream_window,
+        connection_window=connection_window,
+    )
     options = Options(
         locks=locks,
         receive=receive,
         budget=budget,
         retain=retain,
-        stream_window=stream_window,
-        connection_window=connection_window,
         reactor=ReactorOptions(
             threaded=False,
             receive=calibration.MODES[receive],
@@ -310,10 +315,10 @@ def connect(
     wrap: Callable[[Client], Any] = (lambda client: client) if service is None else (lambda client: client.use(service))
     if service is not None:
         _proxy_class(service)
-    return Connecting(lambda: _open(where, options, timeout), wrap)
+    return Connecting(lambda: _open(where, options, limits, timeout), wrap)
 
 
-async def _open(address: Address, options: Options, timeout: float | None) -> Client:
+async def _open(address: Address, options: Options, limits: Limits, timeout: float | None) -> Client:
     loop = asyncio.get_running_loop()
     reactor = options.reactor
     try:
@@ -324,13 +329,7 @@ async def _open(address: Address, options: Options, timeout: float | None) -> Cl
             try:
                 pool = Pool.join(loop, options)
                 hello = Hello(
-                    limits=Limits(
-                        header=reactor.header_limit,
-                        payload=reactor.payload_limit,
-                        in_flight=1,
-                        stream_window=options.stream_window,
-                        connection_window=options.connection_window,
-                    ),
+                    limits=limits,
                     chunk=lib.ZC_CHUNK_BYTES,
                     map_from=map_from,
                 )

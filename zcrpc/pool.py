@@ -19,8 +19,6 @@ class Options:
     receive: Receive
     budget: int
     retain: int
-    stream_window: int
-    connection_window: int
     reactor: ReactorOptions
 
 

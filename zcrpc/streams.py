@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from zcrpc.codec import COPY_BELOW
 from zcrpc.errors import ResourceExhausted, ZcrpcError
 from zcrpc.wire import CREDIT, END, FRAME, MOST_CREDIT
 
@@ -75,6 +76,11 @@ def split(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[A
     rest = tuple(each for each in arguments if not is_stream(each))
     named = {name: each for name, each in keywords.items() if not is_stream(each)}
     return rest, named, streams[0] if streams else None
+
+
+async def _one_by_one(source: Iterable[Any]) -> AsyncIterator[Any]:
+    for item in source:
+        yield item
 
 
 class Streams:
@@ -178,6 +184,8 @@ class Streams:
     def may_send(self, sender: Sender) -> bool:
         """Whether the connection has credit; if not, the sender will be resumed when it has."""
         if self._credit > 0 and sender.credit > 0:
+            if self._stalled:
+                self._stalled.pop(sender, None)
             return True
         if sender not in self._stalled:
             self._stalled[sender] = None
@@ -188,9 +196,11 @@ class Streams:
         """A frame is sent."""
         self._credit -= min(cost, self._peer_window)
 
-    def not_stalled(self, sender: Sender) -> None:
-        """Has credit again, or is over."""
+    def forget_sender(self, sender: Sender) -> None:
+        """Nothing more is sent on this stream."""
         self._stalled.pop(sender, None)
+        del self.senders[sender.stream]
+        self.counters.open -= 1
 
     def give_back(self, cost: int) -> None:
         """What came was taken, or discarded."""
@@ -259,23 +269,18 @@ class Sender:
         """Sends all items of an iterable, asynchronous or not; returns when they are sent. Closes an asynchronous
         generator in any case."""
         put = self._put
-        if not hasattr(source, "__aiter__"):
-            for item in source:
+        iterator = aiter(source) if hasattr(source, "__aiter__") else _one_by_one(source)
+        try:
+            async for item in iterator:
                 if put(item):
                     await self._go_on()
-        else:
-            iterator = aiter(source)
-            try:
-                async for item in iterator:
-                    if put(item):
-                        await self._go_on()
-            except Exception:
-                await self._finish()  # what came before the error
-                raise
-            finally:
-                close = getattr(iterator, "aclose", None)
-                if close is not None:
-                    await close()
+        except Exception:
+            await self._finish()  # what came before the error
+            raise
+        finally:
+            close = getattr(iterator, "aclose", None)
+            if close is not None:
+                await close()
         await self._finish()
 
     def send_end(self) -> None:
@@ -291,10 +296,7 @@ class Sender:
         self.closed = True
         self._clear()
         self._late.clear()
-        streams = self.streams
-        streams.not_stalled(self)
-        streams.counters.open -= 1
-        del streams.senders[self.stream]
+        self.streams.forget_sender(self)
         self._wake()
 
     def wait_for(self, token: int) -> None:
@@ -325,7 +327,8 @@ class Sender:
             reactor.unsent.append(self)
             if not reactor.submits:
                 reactor.wake()
-        return self._count >= _BATCH_ITEMS or len(header) + self._length >= _BATCH_BYTES
+        # A buffer that is referenced, not copied, is the producer's again only when it has been sent.
+        return self._count >= _BATCH_ITEMS or self._length >= COPY_BELOW or len(header) >= _BATCH_BYTES
 
     def _too_much(self, item: Any, mark: int, pieces: int, length: int) -> bool:
         """The batch is over what the peer takes in a frame: the item goes into the next one."""
@@ -414,8 +417,6 @@ class Sender:
 
     def resume(self) -> None:
         """Something that is waited for has come."""
-        if self.credit > 0:
-            self.streams.not_stalled(self)
         if not self.closed and self.flush():
             self._wake()
 

@@ -74,6 +74,11 @@ class Limits:
     stream_window: _Window = STREAM_WINDOW
     connection_window: _Window = CONNECTION_WINDOW
 
+    def __post_init__(self) -> None:
+        for name in ("stream_window", "connection_window"):
+            if not 1 <= getattr(self, name) <= MOST_CREDIT:
+                raise ValueError(f"{name}={getattr(self, name)}: must be between 1 and {MOST_CREDIT}")
+
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Hello:
