@@ -327,8 +327,9 @@ class Sender:
             reactor.unsent.append(self)
             if not reactor.submits:
                 reactor.wake()
+        length = self._length
         # A buffer that is referenced, not copied, is the producer's again only when it has been sent.
-        return self._count >= _BATCH_ITEMS or self._length >= COPY_BELOW or len(header) >= _BATCH_BYTES
+        return self._count >= _BATCH_ITEMS or length - before >= COPY_BELOW or len(header) + length >= _BATCH_BYTES
 
     def _too_much(self, item: Any, mark: int, pieces: int, length: int) -> bool:
         """The batch is over what the peer takes in a frame: the item goes into the next one."""
