@@ -610,6 +610,34 @@ async def test_a_cancelled_call_stops_its_producer_and_its_handler(serving: Serv
         assert server.stats().streams == 0
 
 
+async def test_a_handler_that_heeds_no_cancellation_does_not_take_it_for_the_end(serving: Serving) -> None:
+    seen: list[Any] = []
+
+    class Stubborn(zcrpc.Service):
+        @zcrpc.method
+        async def load(self, rows: AsyncIterator[int]) -> None:
+            while True:
+                try:
+                    async for row in rows:
+                        seen.extend([row])
+                    seen.append("the end")
+                    return
+                except asyncio.CancelledError:
+                    seen.append("cancelled")
+                except zcrpc.Cancelled:
+                    seen.append("over")
+                    return
+
+    async with serving(Stubborn()) as (server, address), zcrpc.connect(address, Stubborn) as stubborn:
+        task = asyncio.ensure_future(stubborn.load(numbers(1000, pause=0.01)))
+        await until(lambda: seen)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: not server.calls)
+        assert seen[-2:] == ["cancelled", "over"]
+
+
 async def test_deadlines_end_streams(serving: Serving) -> None:
     async with serving(service := Log()) as (server, address), zcrpc.connect(address, Log) as log:
         client = log.client  # type: ignore[attr-defined]

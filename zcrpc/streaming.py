@@ -77,6 +77,7 @@ class Stream(Generic[T]):
         self._over = True
         incoming = self._incoming
         if incoming is not None:
+            incoming.receiver.end(at_once=True)
             incoming.abandon()
             if incoming.producer is not None:
                 await asyncio.wait((incoming.producer,))

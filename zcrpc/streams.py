@@ -25,7 +25,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from zcrpc.codec import COPY_BELOW
-from zcrpc.errors import ResourceExhausted, ZcrpcError
+from zcrpc.errors import Cancelled, ResourceExhausted, ZcrpcError
 from zcrpc.wire import CREDIT, END, FRAME, MOST_CREDIT
 
 if TYPE_CHECKING:
@@ -501,10 +501,11 @@ class Receiver:
             self.streams.give_back(cost)
         elif self._allowed <= 0:
             self.streams.give_back(cost)
-            self.discard()
             self.streams.connection.stream_failed(
                 self.stream, ResourceExhausted("items were sent beyond the credit of the stream")
             )
+            if not self.ended:
+                self.discard()
         else:
             self._allowed -= cost
             self._queue.append((header, payload, cost))
@@ -521,9 +522,9 @@ class Receiver:
         self._wake()
 
     def discard(self) -> None:
-        """Nobody will consume: what came and what still comes is dropped."""
+        """The call is over, and nobody should consume: what came and what still comes is dropped."""
         self._discarding = True
-        self.ended = True
+        self.end(Cancelled("the call is over"))  # a handler that heeds no cancellation must not take it for the end
         self._drop()
 
     def _drop(self) -> None:
