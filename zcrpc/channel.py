@@ -24,10 +24,11 @@ from zcrpc.backoff import Backoff
 from zcrpc.balancing import PICKERS, Balance
 from zcrpc.errors import DeadlineExceeded, Status, Unavailable, ZcrpcError
 from zcrpc.retries import Budget, Retries
+from zcrpc.streams import is_stream
 
 if TYPE_CHECKING:
-    from zcrpc.calling import ClientConnection
-    from zcrpc.service import Converter
+    from zcrpc.calling import ClientConnection, Incoming
+    from zcrpc.service import Converter, Items
 
 _log = logging.getLogger("zcrpc.client")
 
@@ -332,16 +333,13 @@ class Channel:
         connection = self._only
         until = None if timeout is None else self.loop.time() + timeout
         if connection is None:
-            if self._ready:
-                connection = self._pick(None)
-            else:
-                waits = self.wait_for_ready if wait_for_ready is None else wait_for_ready
-                connection = await self.wait(until, waits)
-                timeout = self._left(until)
+            connection = await self._ready_connection(until, wait_for_ready)
+            timeout = self._left(until)
         try:
             return await connection.call(name, arguments, keywords, timeout, result)
         except ZcrpcError as error:
-            if self._retries is None or self.is_closed:
+            # Items can be produced only once.
+            if self._retries is None or any(map(is_stream, (*arguments, *keywords.values()))):
                 raise
             failure = error
         again = _Again(self, self._retries, until, idempotent)
@@ -351,6 +349,42 @@ class Channel:
                 return await connection.call(name, arguments, keywords, self._left(until), result)
             except ZcrpcError as error:
                 failure = error
+
+    async def call_with_items(
+        self,
+        name: str,
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        items: Any,
+        timeout: float | None,
+        result: Converter | None,
+        wait_for_ready: bool | None,
+    ) -> Any:
+        """One call with a stream of items. It is not made again, since items can be produced only once."""
+        until = None if timeout is None else self.loop.time() + timeout
+        connection = await self._ready_connection(until, wait_for_ready)
+        return await connection.call_with_items(name, arguments, keywords, items, until, result)
+
+    async def open_stream(
+        self,
+        name: str,
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        items: Any,
+        timeout: float | None,
+        expected: Items,
+        wait_for_ready: bool | None,
+    ) -> Incoming:
+        """Begins a call with a stream of results. Once it is begun it is not made again."""
+        until = None if timeout is None else self.loop.time() + timeout
+        connection = await self._ready_connection(until, wait_for_ready)
+        return await connection.open_stream(name, arguments, keywords, items, until, expected)
+
+    async def _ready_connection(self, until: float | None, wait_for_ready: bool | None) -> ClientConnection:
+        """See `wait`."""
+        if self._ready:
+            return self._pick(None)
+        return await self.wait(until, self.wait_for_ready if wait_for_ready is None else wait_for_ready)
 
     def _left(self, until: float | None) -> float | None:
         return None if until is None else until - self.loop.time()

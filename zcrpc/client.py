@@ -34,8 +34,11 @@ from zcrpc.pool import Options, Pool
 from zcrpc.reactor import ReactorOptions
 from zcrpc.resolution import Found, Resolution
 from zcrpc.retries import Retries
-from zcrpc.service import Converter, Plan, Service, converter, plans
+from zcrpc.service import Converter, Items, Plan, Service, converter, items, plans
 from zcrpc.stats import Stats, collect
+from zcrpc.streaming import Stream
+from zcrpc.streams import split
+from zcrpc.wire import CONNECTION_WINDOW, STREAM_WINDOW, Limits
 
 # How long a closing client waits for the server to have read everything.
 _FAREWELL_SECONDS: Final = 1.5
@@ -108,6 +111,36 @@ class Client:
             wait_for_ready,
         )
 
+    def stream(
+        self,
+        method: str,
+        /,
+        *arguments: Any,
+        timeout: float | None = None,
+        returns: Any = Any,
+        wait_for_ready: bool | None = None,
+        **keywords: Any,
+    ) -> Stream[Any]:
+        """Calls "Service.method", whose results are a stream: `async for item in client.stream(…)`.
+
+        An asynchronous iterable among the arguments is sent as the stream of items that the method takes; a buffer
+        that it yields may be used again when it is asked for the next item. timeout: seconds until DeadlineExceeded,
+        from the first item that is asked for to the end. returns: what each item is converted to and checked against.
+        """
+        return self._stream(method, *split(arguments, keywords), timeout, items(returns), wait_for_ready)
+
+    def _stream(
+        self,
+        name: str,
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        source: Any,
+        timeout: float | None,
+        expected: Items,
+        wait_for_ready: bool | None,
+    ) -> Stream[Any]:
+        return Stream(self._channel, name, arguments, keywords, source, timeout, expected, wait_for_ready)
+
     def use(self, service: type[S]) -> S:
         """An object with the methods of a service class, each a call over this connection; all take `timeout=`
         besides."""
@@ -129,7 +162,7 @@ class Client:
         channel, pool = self._channel, self._pool
         current = channel.connections()
         return collect(
-            [pool.reactor.stats()],
+            [pool.reactor],
             pool.regions,
             connections=len(pool.reactor.connections),
             requests=channel.requests + sum(each.requests for each in current),
@@ -227,9 +260,10 @@ def _proxy_class(service: type[Service]) -> type[_Proxy]:
 
 
 def _proxy_method(service: type[Service], plan: Plan) -> Callable[..., Any]:
-    name, result, safe = plan.name, plan.result, plan.idempotent
+    name, result, outgoing, safe = plan.name, plan.result, plan.outgoing, plan.idempotent
+    call: Callable[..., Any]
 
-    def call(
+    def call_unary(
         self: _Proxy,
         /,
         *arguments: Any,
@@ -240,6 +274,31 @@ def _proxy_method(service: type[Service], plan: Plan) -> Callable[..., Any]:
     ) -> Awaitable[Any]:
         return self._call(name, arguments, keywords, timeout, result, idempotent, wait_for_ready)
 
+    def call_with_items(
+        self: _Proxy,
+        /,
+        *arguments: Any,
+        timeout: float | None = None,
+        wait_for_ready: bool | None = None,
+        **keywords: Any,
+    ) -> Awaitable[Any]:
+        arguments, source = plan.take_items(arguments, keywords)
+        channel = self._client._channel
+        return channel.call_with_items(name, arguments, keywords, source, timeout, result, wait_for_ready)
+
+    def call_stream(
+        self: _Proxy,
+        /,
+        *arguments: Any,
+        timeout: float | None = None,
+        wait_for_ready: bool | None = None,
+        **keywords: Any,
+    ) -> Stream[Any]:
+        assert outgoing is not None
+        arguments, source = plan.take_items(arguments, keywords)
+        return self._client._stream(name, arguments, keywords, source, timeout, outgoing, wait_for_ready)
+
+    call = call_stream if outgoing is not None else call_with_items if plan.incoming is not None else call_unary
     original = getattr(service, plan.attribute)
     call.__name__, call.__qualname__, call.__doc__ = original.__name__, original.__qualname__, original.__doc__
     return call
@@ -301,6 +360,8 @@ class ConnectOptions(TypedDict, total=False):
     max_header: int
     place_from: int
     map_from: int
+    stream_window: int
+    connection_window: int
     stall_timeout: float
 
 
@@ -333,6 +394,8 @@ def connect(
     max_header: int = 64 << 10,
     place_from: int = 32 << 10,
     map_from: int = 64 << 10,
+    stream_window: int = STREAM_WINDOW,
+    connection_window: int = CONNECTION_WINDOW,
     stall_timeout: float = 30.0,
 ) -> Connecting[Any]:
     """Connects to tcp://host:port or unix://path, or to several of them.
@@ -367,6 +430,13 @@ def connect(
     tls.validate(ssl, server_side=False)
     watching = Watching(keepalive=keepalive, keepalive_timeout=keepalive_timeout, idle_timeout=idle_timeout)
     max_message = min(max_message, budget)
+    limits = Limits(
+        header=max_header,
+        payload=max_message,
+        in_flight=1,
+        stream_window=stream_window,
+        connection_window=connection_window,
+    )
     options = Options(
         locks=locks,
         receive=receive,
@@ -404,6 +474,7 @@ def connect(
         pool = Pool.join(loop, options)
         dialer = Dialer(
             pool=pool,
+            limits=limits,
             map_from=map_from,
             timeout=timeout,
             tls=ssl,

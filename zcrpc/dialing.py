@@ -22,10 +22,11 @@ from zcrpc.wire import Hello, Limits
 
 @dataclass(slots=True, kw_only=True)
 class Dialer:
-    """Makes a client's connections. `timeout`: seconds for socket, TLS and hello together. `map_from`: see `Hello`; of
-    connections that payloads can be mapped on."""
+    """Makes a client's connections. `timeout`: seconds for socket, TLS and hello together. `limits`,
+    `map_from`: see `Hello`; the latter of connections that payloads can be mapped on."""
 
     pool: Pool
+    limits: Limits
     map_from: int
     timeout: float | None
     tls: ssl.SSLContext | None
@@ -82,12 +83,7 @@ class Dialer:
         self, address: Address, sock: socket.socket, map_from: int, tunnel: Tunnel | None
     ) -> ClientConnection:
         """Takes over the socket, and waits for the server's hello."""
-        options = self.pool.options.reactor
-        hello = Hello(
-            limits=Limits(header=options.header_limit, payload=options.payload_limit, in_flight=1),
-            chunk=lib.ZC_CHUNK_BYTES,
-            map_from=map_from,
-        )
+        hello = Hello(limits=self.limits, chunk=lib.ZC_CHUNK_BYTES, map_from=map_from)
         connection = None
         try:
             connection = ClientConnection(

@@ -28,7 +28,7 @@ from zcrpc.serving import Handlers, ServerConnection
 from zcrpc.sockets import bind_tcp, bind_unix, watch_over
 from zcrpc.stats import Stats, collect
 from zcrpc.tls import Tunnel
-from zcrpc.wire import Hello, Limits
+from zcrpc.wire import CONNECTION_WINDOW, STREAM_WINDOW, Hello, Limits
 
 _log = logging.getLogger("zcrpc.server")
 
@@ -140,6 +140,8 @@ class Server:
     map_from: buffers of at least so many bytes are mapped, if mapping is chosen at all.
     max_unread: bytes of small results waiting for a peer that does not read, from which on it is not read either.
     max_unsent: bytes of large results waiting to be sent to a peer, from which on no more of its calls are begun.
+    stream_window: bytes of a stream's items that may be here and not be taken yet, besides one that is longer; when
+        there are more, the peer waits. connection_window: the same for all streams of a connection together.
     stall_timeout: seconds after which a peer is dropped that stops in the middle of a frame, or does not read what
         waits for it.
     hello_timeout: seconds that a new connection has to introduce itself, and the same for its TLS handshake before.
@@ -168,6 +170,8 @@ class Server:
         map_from: int = 64 << 10,
         max_unread: int = 1 << 20,
         max_unsent: int = 64 << 20,
+        stream_window: int = STREAM_WINDOW,
+        connection_window: int = CONNECTION_WINDOW,
         stall_timeout: float = 30.0,
         hello_timeout: float = 10.0,
         keepalive: float | None = None,
@@ -180,7 +184,7 @@ class Server:
                 raise ValueError(f"{name}={value}: must be at least 1")
         if receive_threads < 0:
             raise ValueError(f"receive_threads={receive_threads}: must not be negative")
-        self.handlers, self.methods = _table(services)
+        self.handlers, self.stream_handlers, self.methods = _table(services)
         self.max_connections = max_connections
         self.max_in_flight = max_in_flight
         self.max_message = min(max_message, budget)
@@ -191,7 +195,13 @@ class Server:
         self._map_from = map_from
         self._receive: Receive = receive
         self._threads = receive_threads
-        self._limits = Limits(header=max_header, payload=self.max_message, in_flight=max_in_flight)
+        self._limits = Limits(
+            header=max_header,
+            payload=self.max_message,
+            in_flight=max_in_flight,
+            stream_window=stream_window,
+            connection_window=connection_window,
+        )
         self._options = ReactorOptions(
             threaded=receive_threads > 0,
             receive=calibration.MODES[receive],
@@ -359,7 +369,7 @@ class Server:
         if self._last is not None:
             return self._last
         return collect(
-            [reactor.stats() for reactor in self._reactors if not reactor.is_closed],
+            [reactor for reactor in self._reactors if not reactor.is_closed],
             self.regions,
             connections=len(self._connections),
             requests=self.requests,
@@ -423,9 +433,10 @@ class Server:
         self._closed.set()
 
 
-def _table(services: tuple[Service, ...]) -> tuple[Handlers, dict[str, int]]:
-    """Handlers by number, and numbers by name. Numbers begin with 1."""
+def _table(services: tuple[Service, ...]) -> tuple[Handlers, Handlers, dict[str, int]]:
+    """Handlers by number, those of calls with streams apart; and numbers by name. Numbers begin with 1."""
     handlers: Handlers = {}
+    stream_handlers: Handlers = {}
     numbers: dict[str, int] = {}
     for service in services:
         if isinstance(service, type) and issubclass(service, Service):
@@ -438,6 +449,6 @@ def _table(services: tuple[Service, ...]) -> tuple[Handlers, dict[str, int]]:
         for plan in found.values():
             if plan.name in numbers:
                 raise ValueError(f"two services have a method {plan.name}")
-            number = numbers[plan.name] = len(handlers) + 1
-            handlers[number] = plan, getattr(service, plan.attribute)
-    return handlers, numbers
+            number = numbers[plan.name] = len(numbers) + 1
+            (stream_handlers if plan.streams else handlers)[number] = plan, getattr(service, plan.attribute)
+    return handlers, stream_handlers, numbers

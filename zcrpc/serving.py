@@ -10,19 +10,20 @@ import asyncio
 import logging
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from zcrpc.codec import INLINE_BELOW, SINGLE, SINGLE_BUFFER, SINGLE_BYTES, HeaderError
 from zcrpc.connection import Connection
 from zcrpc.eager import Suspended
-from zcrpc.errors import ResourceExhausted, Status, ZcrpcError, failure
+from zcrpc.errors import FailedPrecondition, Internal, ResourceExhausted, Status, Unimplemented, ZcrpcError, failure
 from zcrpc.keepalive import Watch
 from zcrpc.reactor import Reactor
 from zcrpc.service import Plan
+from zcrpc.streams import Receiver, Sender, UnsendableItem
 from zcrpc.tls import Tunnel
-from zcrpc.wire import FRAME, GOAWAY, RECORD_FRAME, REQUEST, RESPONSE, Hello
+from zcrpc.wire import DATA, FRAME, GOAWAY, RECORD_FRAME, REQUEST, RESPONSE, STREAM_IN, STREAM_OUT, STREAMS, Hello
 
 if TYPE_CHECKING:
     from zcrpc.server import Server
@@ -35,6 +36,18 @@ _SINGLE_HEADER_SIZE: Final = SINGLE.size
 _SINGLE_FRAME_SIZE: Final = FRAME.size + SINGLE.size
 
 Handlers = dict[int, tuple[Plan, Callable[..., Any]]]
+
+# Method, flags, when its deadline is (0: never), header and payload of a call that is put off; its stream of items.
+Postponed = tuple[int, int, float, bytes, bytes | memoryview, Receiver | None]
+
+_KINDS: Final = {
+    0: "takes no stream and has one result: use call()",
+    STREAM_OUT: "has a stream of results: use stream()",
+    STREAM_IN: "takes a stream of items and has one result: use call(), with an asynchronous iterable",
+    STREAM_IN | STREAM_OUT: "takes a stream of items and has a stream of results: use stream(), with an iterable",
+}
+# Streams of items whose calls were answered, and whose end is still to come, beyond twice those that may be in flight.
+_UNENDED: Final = 64
 
 
 class Call:
@@ -76,8 +89,42 @@ class Call:
             if error is None:
                 connection.reply(self.stream, self.plan, result)
             else:
-                connection.fail_with(self.stream, self.plan, error)
+                connection.fail_with(self.stream, error, self.plan)
         connection.server.call_done()
+
+
+class StreamCall(Call):
+    """A call with streams whose handler has suspended."""
+
+    __slots__ = ("receiver", "sender")
+
+    receiver: Receiver | None
+    sender: Sender | None
+
+    def stop(self) -> None:
+        release(self.receiver, self.sender)
+        super().stop()
+
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        super().finish(result, error)
+        release(self.receiver, self.sender)
+
+
+def release(receiver: Receiver | None, sender: Sender | None) -> None:
+    """A call is over: nobody consumes its items any more, and none are sent."""
+    if receiver is not None:
+        receiver.discard()
+    if sender is not None:
+        sender.close()
+
+
+async def produce(result: Any, sender: Sender) -> None:
+    """Sends what the handler of a stream returned."""
+    if isinstance(result, CoroutineType):
+        result = await result
+    if not isinstance(result, Iterable) and not hasattr(result, "__aiter__"):
+        raise Internal(f"{sender.name}() returned no stream but {type(result).__name__}")
+    await sender.drive(result)
 
 
 class ServerConnection(Connection):
@@ -119,7 +166,7 @@ class ServerConnection(Connection):
         self.handlers = server.handlers
         self.start = server.runner.start
         self.calls: dict[int, Call] = {}  # those that wait for an answer
-        self.backlog: dict[int, tuple[int, float, bytes, bytes | memoryview]] = {}  # put off: not begun yet
+        self.backlog: dict[int, Postponed] = {}  # not begun yet
         self.running = 0  # handlers that have suspended, those included that nobody waits for
         self.admitted = True
         self.careful = server.closing
@@ -151,6 +198,7 @@ class ServerConnection(Connection):
             or self.server.closing
             or not self.admitted
             or self.parting is not None
+            or (self.streams is not None and bool(self.streams.receivers))
         )
 
     def refuse(self) -> None:
@@ -172,7 +220,7 @@ class ServerConnection(Connection):
         try:
             plan, handler = self.handlers[method]
         except KeyError:
-            self.fail(stream, Status.UNIMPLEMENTED, f"there is no method {method}")
+            self.fail_with(stream, self._no_handler(method))
             return
         codec = self.reactor.codec
         try:
@@ -190,7 +238,7 @@ class ServerConnection(Connection):
         except HeaderError as error:
             self.fail(stream, Status.INVALID_ARGUMENT, f"{plan.name}(): {error}")
         except (Exception, asyncio.CancelledError) as error:
-            self.fail_with(stream, plan, error)
+            self.fail_with(stream, error, plan)
         else:
             self.reply(stream, plan, result)
 
@@ -198,10 +246,27 @@ class ServerConnection(Connection):
         self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
     ) -> bool:
         """Refuses a call that is not to be served, and puts off one that is not to be served now."""
+        return self._is_free(stream) and self._is_admitted(stream, method, 0, deadline_ms, header, payload)
+
+    def _is_free(self, stream: int) -> bool:
+        receivers = self.streams.receivers if self.streams is not None else ()
+        if stream and stream not in self.calls and stream not in self.backlog and stream not in receivers:
+            return True
+        self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
+        return False
+
+    def _is_admitted(
+        self,
+        stream: int,
+        method: int,
+        flags: int,
+        deadline_ms: int,
+        header: bytes,
+        payload: bytes | memoryview,
+        receiver: Receiver | None = None,
+    ) -> bool:
         limit = self.server.max_in_flight
-        if not stream or stream in self.calls or stream in self.backlog:
-            self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
-        elif self.ended is not None:
+        if self.ended is not None:
             pass  # the peer knows, from the last goaway, that this was not begun
         elif self.server.closing or self.parting is not None:
             self.refuse_call(stream, Status.UNAVAILABLE, "the server is going away")
@@ -212,7 +277,7 @@ class ServerConnection(Connection):
             self.refuse_call(stream, Status.RESOURCE_EXHAUSTED, message)
         elif self.pinned > self.server.max_unsent or self.backlog:
             until = self.reactor.loop.time() + deadline_ms / 1000 if deadline_ms else 0.0
-            self.backlog[stream] = method, until, header, payload
+            self.backlog[stream] = method, flags, until, header, payload, receiver
         else:
             return True
         return False
@@ -221,20 +286,120 @@ class ServerConnection(Connection):
         """Serves what was put off until the peer had taken its results."""
         while self.backlog and self.pinned <= self.server.max_unsent:
             stream = next(iter(self.backlog))
-            method, until, header, payload = self.backlog.pop(stream)
+            method, flags, until, header, payload, receiver = self.backlog.pop(stream)
             deadline_ms = 0
             if until:
                 deadline_ms = math.ceil((until - self.reactor.loop.time()) * 1000)
                 if deadline_ms <= 0:
                     self.fail(stream, Status.DEADLINE_EXCEEDED, "the deadline passed before the call was begun")
+                    release(receiver, None)
                     continue
+            if flags & STREAMS:
+                self._begin_streams(stream, method, flags, deadline_ms, header, payload, receiver)
+                continue
             self.server.requests -= 1  # counted when it came
             self.careful = False  # it may begin
             self.request(stream, method, deadline_ms, header, payload)
         self.be_careful()
 
+    # ---- calls with streams
+
+    def stream_request(
+        self, stream: int, method: int, flags: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
+    ) -> None:
+        self.server.requests += 1
+        self.used = True
+        if not self._is_free(stream):
+            return
+        streams, receiver = self.open_streams(), None
+        if flags & STREAM_IN:
+            if len(streams.receivers) >= 2 * self.server.max_in_flight + _UNENDED:
+                self.violated(f"{len(streams.receivers)} streams of items that were not ended")
+                return
+            receiver = streams.receive(stream)  # until its end, or CANCEL, whatever becomes of the call
+            self.careful = True
+        if self._is_admitted(stream, method, flags, deadline_ms, header, payload, receiver):
+            self._begin_streams(stream, method, flags, deadline_ms, header, payload, receiver)
+        elif stream not in self.backlog:
+            release(receiver, None)
+
+    def _begin_streams(
+        self,
+        stream: int,
+        method: int,
+        flags: int,
+        deadline_ms: int,
+        header: bytes,
+        payload: bytes | memoryview,
+        receiver: Receiver | None,
+    ) -> None:
+        streams, codec, sender, plan = self.open_streams(), self.reactor.codec, None, None
+        try:
+            found = self.server.stream_handlers.get(method)
+            if found is None or found[0].streams != flags & STREAMS:
+                raise self._no_handler(method)
+            plan, handler = found
+            arguments, named = codec.decode_call(header, payload, plan.buffers)
+            if named is None:
+                arguments, keywords = plan.bind(arguments, codec), dict[str, Any]()
+            else:
+                arguments, keywords = plan.bind_named(arguments, named, codec)
+            if receiver is not None and plan.incoming is not None:
+                receiver.expect(plan.incoming.items)
+                plan.put_items(arguments, keywords, receiver)
+            result = handler(*arguments, **keywords)
+            if plan.outgoing is not None:
+                sender = streams.send(stream, plan.name)
+                result = self.start(produce(result, sender))
+            elif type(result) is CoroutineType:
+                result = self.start(result)
+            if isinstance(result, Suspended):
+                call = StreamCall(self, stream, plan, result)
+                call.receiver, call.sender = receiver, sender
+                self._keep(call, deadline_ms)
+                return
+        except HeaderError as error:
+            self.fail(stream, Status.INVALID_ARGUMENT, str(error))
+        except (Exception, asyncio.CancelledError) as error:
+            self.fail_with(stream, error, plan)
+        else:
+            self.reply(stream, plan, result)
+        release(receiver, sender)
+
+    def _no_handler(self, method: int) -> ZcrpcError:
+        """What is wrong with a request: there is no such method, or it is of another kind."""
+        for handlers in (self.handlers, self.server.stream_handlers):
+            if method in handlers:
+                plan = handlers[method][0]
+                return FailedPrecondition(f"{plan.name}() {_KINDS[plan.streams]}")
+        return Unimplemented(f"there is no method {method}")
+
+    def end_received(self, stream: int) -> None:
+        receiver = self.streams.forget_receiver(stream) if self.streams is not None else None
+        if receiver is None:
+            self.violated(f"an end of items on stream {stream}, where none may come")
+        else:
+            receiver.end()
+
+    def stray_data(self, stream: int) -> None:
+        self.violated(f"items on stream {stream}, where none may come")
+
+    def stream_failed(self, stream: int, error: ZcrpcError) -> None:
+        self.log.warning("%s: stream %d: %s", self, stream, error.message)
+        call = self.calls.get(stream)
+        if call is not None:
+            call.stop()
+        elif self.backlog.pop(stream, None) is None:
+            return  # answered already
+        self.fail(stream, error.status, error.message)
+
+    # ---- how calls go on, and end
+
     def _suspend(self, stream: int, plan: Plan, suspended: Suspended, deadline_ms: int) -> None:
-        call = Call(self, stream, plan, suspended)
+        self._keep(Call(self, stream, plan, suspended), deadline_ms)
+
+    def _keep(self, call: Call, deadline_ms: int) -> None:
+        stream, suspended = call.stream, call.suspended
         suspended.then(call.finish)
         self.calls[stream] = call
         self.running += 1
@@ -280,13 +445,17 @@ class ServerConnection(Connection):
             _log.error("%s: the result of %s() cannot be sent: %s", self, plan.name, error)
             self.fail(stream, Status.INTERNAL, f"the result of {plan.name}() cannot be sent: {error}")
 
-    def fail_with(self, stream: int, plan: Plan, error: BaseException) -> None:
-        """Ends a call with what its handler raised."""
+    def fail_with(self, stream: int, error: BaseException, plan: Plan | None = None) -> None:
+        """Ends a call with what its handler raised, or with what is wrong with it."""
+        name = plan.name if plan is not None else "a method"
         if isinstance(error, asyncio.CancelledError):
-            self.fail(stream, Status.CANCELLED, f"{plan.name}() was cancelled by the server")
+            self.fail(stream, Status.CANCELLED, f"{name}() was cancelled by the server")
             return
+        if isinstance(error, UnsendableItem):
+            _log.error("%s: %s", self, error)
+            error = Internal(str(error))
         if not isinstance(error, ZcrpcError):
-            _log.error("%s: %s() raised %s", self, plan.name, type(error).__name__, exc_info=error)
+            _log.error("%s: %s() raised %s", self, name, type(error).__name__, exc_info=error)
         self.fail(stream, *failure(error))
 
     def fail(self, stream: int, status: Status, message: str, details: Any = None) -> None:
@@ -305,6 +474,8 @@ class ServerConnection(Connection):
             call.stop()
         elif self.backlog:
             self.backlog.pop(stream, None)
+        if self.streams is not None and (receiver := self.streams.forget_receiver(stream)) is not None:
+            receiver.discard()
 
     def sent(self, token: int) -> None:
         super().sent(token)
@@ -315,15 +486,23 @@ class ServerConnection(Connection):
         if self.parting is not None and not self.pins:
             self._farewell()
 
-    def refused(self, kind: int, stream: int, length: int) -> None:
+    def refused(self, kind: int, flags: int, stream: int, header_length: int, length: int) -> None:
+        limit = self.server.max_message
+        message = f"a payload of {length} bytes is more than the {limit} that this server takes"
         if kind == REQUEST:
             self.server.requests += 1
-            limit = self.server.max_message
-            self.fail(
-                stream,
-                Status.RESOURCE_EXHAUSTED,
-                f"a payload of {length} bytes is more than the {limit} that this server takes",
-            )
+            if flags & STREAM_IN and self._is_free(stream):
+                self.open_streams().receive(stream).discard()
+                self.careful = True
+            self.fail(stream, Status.RESOURCE_EXHAUSTED, message)
+        elif kind == DATA:
+            streams = self.open_streams()
+            streams.refused(stream, header_length + length)
+            if stream in streams.receivers:
+                streams.receivers[stream].discard()
+                self.stream_failed(stream, ResourceExhausted(message))
+            else:
+                self.stray_data(stream)
 
     # ---- end
 
