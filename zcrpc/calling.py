@@ -16,7 +16,7 @@ import msgspec
 from zcrpc._native import lib
 from zcrpc.codec import BYTES, VIEWS, HeaderError
 from zcrpc.connection import Connection
-from zcrpc.errors import DeadlineExceeded, Internal, ResourceExhausted, Status, Unimplemented, ZcrpcError
+from zcrpc.errors import DeadlineExceeded, Internal, ResourceExhausted, Status, Unavailable, Unimplemented, ZcrpcError
 from zcrpc.keepalive import Watch, Watching
 from zcrpc.reactor import Reactor
 from zcrpc.service import Converter, Items
@@ -507,14 +507,18 @@ class ClientConnection(Connection):
             if self.owner is not None:
                 self.owner.went_away(self)
 
+    def end_of_calls(self, reason: int) -> Unavailable:
+        return self.loss(unprocessed=self.farewell and reason == lib.ZC_CLOSE_EOF)
+
     def closed(self, reason: int, number: int) -> None:
         # A request that was not sent to its end cannot have been served. Where the kernel sends from our memory, it is
         # not known how much of that it has sent.
         unsent = frozenset() if self.peer.map_from else frozenset(self.pins)
-        answered = self.farewell and reason == lib.ZC_CLOSE_EOF
         super().closed(reason, number)
         for pending in list(self.pending.values()):
-            self._fail(pending, self.loss(unprocessed=answered or pending.token in unsent))
+            error = self.end_of_calls(reason)
+            error.unprocessed = error.unprocessed or pending.token in unsent
+            self._fail(pending, error)
         for future in self.pings.values():
             if not future.done():
                 future.set_exception(self.loss())

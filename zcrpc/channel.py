@@ -27,8 +27,8 @@ from zcrpc.retries import Budget, Retries
 from zcrpc.streams import is_stream
 
 if TYPE_CHECKING:
-    from zcrpc.calling import ClientConnection, Incoming
-    from zcrpc.service import Converter, Items
+    from zcrpc.calling import ClientConnection
+    from zcrpc.service import Converter
 
 _log = logging.getLogger("zcrpc.client")
 
@@ -333,7 +333,7 @@ class Channel:
         connection = self._only
         until = None if timeout is None else self.loop.time() + timeout
         if connection is None:
-            connection = await self._ready_connection(until, wait_for_ready)
+            connection = await self.connected(until, wait_for_ready)
             timeout = self._left(until)
         try:
             return await connection.call(name, arguments, keywords, timeout, result)
@@ -342,7 +342,7 @@ class Channel:
             if self._retries is None or any(map(is_stream, (*arguments, *keywords.values()))):
                 raise
             failure = error
-        again = _Again(self, self._retries, until, idempotent)
+        again = Again(self, self._retries, until, idempotent)
         while True:
             connection = await again.connection(failure, connection)
             try:
@@ -362,32 +362,21 @@ class Channel:
     ) -> Any:
         """One call with a stream of items. It is not made again, since items can be produced only once."""
         until = None if timeout is None else self.loop.time() + timeout
-        connection = await self._ready_connection(until, wait_for_ready)
+        connection = await self.connected(until, wait_for_ready)
         return await connection.call_with_items(name, arguments, keywords, items, until, result)
 
-    async def open_stream(
-        self,
-        name: str,
-        arguments: tuple[Any, ...],
-        keywords: dict[str, Any],
-        items: Any,
-        timeout: float | None,
-        expected: Items,
-        wait_for_ready: bool | None,
-    ) -> Incoming:
-        """Begins a call with a stream of results. Once it is begun it is not made again."""
-        until = None if timeout is None else self.loop.time() + timeout
-        connection = await self._ready_connection(until, wait_for_ready)
-        return await connection.open_stream(name, arguments, keywords, items, until, expected)
-
-    async def _ready_connection(self, until: float | None, wait_for_ready: bool | None) -> ClientConnection:
-        """See `wait`."""
+    async def connected(self, until: float | None, wait_for_ready: bool | None) -> ClientConnection:
+        """A ready connection for the next call. See `wait`."""
         if self._ready:
             return self._pick(None)
         return await self.wait(until, self.wait_for_ready if wait_for_ready is None else wait_for_ready)
 
     def _left(self, until: float | None) -> float | None:
         return None if until is None else until - self.loop.time()
+
+    def again(self, until: float | None) -> Again | None:
+        """For a call with streams: whether it is begun again when no handler has seen it."""
+        return None if self._retries is None else Again(self, self._retries, until, idempotent=False)
 
     def may_retry(self) -> bool:
         """A call has failed: whether the budget allows to make it again."""
@@ -404,7 +393,7 @@ class Channel:
         return self.connections()
 
 
-class _Again:
+class Again:
     """Whether and when one call is made again."""
 
     __slots__ = ("_attempts", "_channel", "_idempotent", "_moves", "_retries", "_until")

@@ -382,7 +382,11 @@ class Connection:
         if blamed:
             self.reactor.violations += 1
         if self.streams is not None:
-            self.streams.close(self.loss())
+            self.streams.close(self.end_of_calls(reason))
+
+    def end_of_calls(self, reason: int) -> Unavailable:
+        """What calls without an answer fail with. reason: enum zc_close."""
+        return self.loss()
 
     # ---- headers
 
