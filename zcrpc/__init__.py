@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 from zcrpc import locks
 from zcrpc.client import Client, connect
+from zcrpc.context import Context, Outgoing, context, detached, outgoing
+from zcrpc.credentials import Credentials, Process
 from zcrpc.errors import (
     Aborted,
     AlreadyExists,
@@ -39,6 +41,7 @@ from zcrpc.errors import (
     Unknown,
     ZcrpcError,
 )
+from zcrpc.interceptors import Call, IncomingCall, OutgoingCall
 from zcrpc.regions import RegionMap
 from zcrpc.server import Server
 from zcrpc.service import Service, method
@@ -49,16 +52,23 @@ __version__ = "0.1.0"
 __all__ = [
     "Aborted",
     "AlreadyExists",
+    "Call",
     "Cancelled",
     "Client",
+    "Context",
+    "Credentials",
     "DataLoss",
     "DeadlineExceeded",
     "FailedPrecondition",
+    "IncomingCall",
     "Internal",
     "InvalidArgument",
     "NotFound",
     "OutOfRange",
+    "Outgoing",
+    "OutgoingCall",
     "PermissionDenied",
+    "Process",
     "RegionMap",
     "ResourceExhausted",
     "Server",
@@ -71,8 +81,11 @@ __all__ = [
     "Unknown",
     "ZcrpcError",
     "connect",
+    "context",
+    "detached",
     "locks",
     "method",
+    "outgoing",
     "run",
 ]
 

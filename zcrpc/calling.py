@@ -9,13 +9,16 @@ import contextlib
 import logging
 import math
 import time
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
 
 import msgspec
 
+from zcrpc import metadata
 from zcrpc.codec import BYTES, VIEWS, HeaderError
 from zcrpc.connection import Connection
-from zcrpc.errors import DeadlineExceeded, Internal, ResourceExhausted, Unimplemented, ZcrpcError
+from zcrpc.errors import DeadlineExceeded, Internal, InvalidArgument, ResourceExhausted, Unimplemented, ZcrpcError
+from zcrpc.metadata import NOTHING, Metadata
 from zcrpc.reactor import Reactor
 from zcrpc.service import Converter
 from zcrpc.wire import REQUEST, RESPONSE, Hello
@@ -26,16 +29,23 @@ _STREAMS: Final = 1 << 32
 _MOST_MS: Final = _STREAMS - 1
 
 
+class MetadataReader(Protocol):
+    """Who wants to know what comes with an answer."""
+
+    response_metadata: Metadata
+
+
 class Pending:
     """A call that waits for its answer."""
 
-    __slots__ = ("buffers", "connection", "future", "stream", "tick", "token")
+    __slots__ = ("buffers", "connection", "future", "metadata", "stream", "tick", "token")
 
     def __init__(self, connection: ClientConnection, stream: int, buffers: int) -> None:
         self.connection = connection
         self.stream = stream
         self.buffers = buffers  # how those of the result are decoded
         self.future: asyncio.Future[Any] = connection.reactor.loop.create_future()
+        self.metadata = NOTHING  # what came with the answer
         self.tick = 0
         self.token = 0
 
@@ -90,12 +100,15 @@ class ClientConnection(Connection):
     async def call(
         self,
         name: str,
-        arguments: tuple[Any, ...],
+        arguments: Sequence[Any],
         keywords: dict[str, Any],
         timeout: float | None,
         result: Converter | None,
+        sent_along: Metadata | None = None,
+        reader: MetadataReader | None = None,
     ) -> Any:
-        """One call, from encoding to the converted result."""
+        """One call, from encoding to the converted result. sent_along: its metadata. reader: is told what came with the
+        answer."""
         loop = self.reactor.loop
         until = None if timeout is None else loop.time() + timeout
         if self.waiting or len(self.pending) + self._granted >= self.peer.limits.in_flight:
@@ -107,7 +120,7 @@ class ClientConnection(Connection):
         method = self.methods.get(name)
         if method is None:
             raise Unimplemented(f"{self.name} has no method {name!r}")
-        header, buffers, length = self._encode(name, arguments, keywords)
+        header, buffers, length = self._encode(name, arguments, keywords, sent_along)
         limits = self.peer.limits
         if len(header) > limits.header or length > limits.payload:
             self.check_size(header, length, f"the arguments of {name}()")
@@ -129,13 +142,17 @@ class ClientConnection(Connection):
             pending.token = self.send(REQUEST, stream, method, deadline_ms, header, buffers, length)
             del header, buffers
             value = await pending.future
-        except BaseException:
+        except BaseException as error:
             self.errors += 1
+            if reader is not None and isinstance(error, ZcrpcError):
+                reader.response_metadata = error.metadata
             if self.pending.get(stream) is pending:  # cancelled, or not even sent
                 self.give_up(pending)
             if pending.future.done() and not pending.future.cancelled():
                 pending.future.exception()  # seen, should it have failed in the moment of being cancelled
             raise
+        if reader is not None:
+            reader.response_metadata = pending.metadata
         if result is None or type(value) is result.exact:
             return value
         try:
@@ -144,8 +161,14 @@ class ClientConnection(Connection):
             raise Internal(f"the result of {name}() is not as announced: {error}") from None
 
     def _encode(
-        self, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]
+        self, name: str, arguments: Sequence[Any], keywords: dict[str, Any], sent_along: Metadata | None
     ) -> tuple[bytes, list[bytes | memoryview], int]:
+        if sent_along:
+            try:
+                raw = metadata.encode(sent_along, self.peer.limits.metadata, f"the call of {name}()")
+            except metadata.MetadataError as error:
+                raise InvalidArgument(str(error)) from None
+            return self.reactor.codec.encode([arguments, keywords, raw])
         if keywords:
             return self.reactor.codec.encode([arguments, keywords])
         if arguments:
@@ -217,8 +240,17 @@ class ClientConnection(Connection):
             return
         if type(parts) is not list or not parts:
             pending.future.set_exception(Internal(f"{self.name}: a response is no [result]"))
-        else:
-            pending.future.set_result(parts[0])
+            return
+        if len(parts) > 1 and parts[1] is not None:
+            try:
+                pending.metadata = metadata.decode(parts[1], self.own.limits.metadata, "a response")
+            except metadata.MetadataError as error:
+                pending.future.set_exception(Internal(f"{self.name}: {error}"))
+                return
+            except ResourceExhausted as error:
+                pending.future.set_exception(error)
+                return
+        pending.future.set_result(parts[0])
 
     def error(self, stream: int, status: int, header: bytes) -> None:
         pending = self.pending.get(stream)

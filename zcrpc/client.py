@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, Final, Generic, TypedDict, TypeVar, Unpack, cast, overload
 
@@ -22,7 +22,11 @@ from zcrpc._native import lib
 from zcrpc.address import Address, parse
 from zcrpc.calibration import Receive
 from zcrpc.calling import ClientConnection
+from zcrpc.context import SCOPE, Outgoing, settle
+from zcrpc.credentials import Token, check_token, present
 from zcrpc.errors import DeadlineExceeded
+from zcrpc.interceptors import Interceptor, OutgoingCall, Proceed, chain, check
+from zcrpc.metadata import DEFAULT_LIMIT, Metadata
 from zcrpc.pool import Options, Pool
 from zcrpc.reactor import ReactorOptions
 from zcrpc.service import Converter, Plan, Service, converter, plans
@@ -40,11 +44,12 @@ T = TypeVar("T")
 class Client:
     """A connection to a server, and the calls over it. Made by `connect`."""
 
-    __slots__ = ("_connection", "_last", "_pool", "_shut")
+    __slots__ = ("_connection", "_last", "_pool", "_proceed", "_shut")
 
-    def __init__(self, pool: Pool, connection: ClientConnection) -> None:
+    def __init__(self, pool: Pool, connection: ClientConnection, interceptors: tuple[Interceptor, ...] = ()) -> None:
         self._pool = pool
         self._connection = connection
+        self._proceed = chain(interceptors, self._call_intercepted) if interceptors else None
         self._shut = False
         self._last: Stats | None = None
 
@@ -54,22 +59,55 @@ class Client:
         return sorted(self._connection.methods)
 
     def call(
-        self, method: str, /, *arguments: Any, timeout: float | None = None, returns: Any = None, **keywords: Any
+        self,
+        method: str,
+        /,
+        *arguments: Any,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        returns: Any = None,
+        **keywords: Any,
     ) -> Awaitable[Any]:
         """Calls "Service.method". Cancelling the awaiting task cancels the handler.
 
-        timeout: seconds until DeadlineExceeded; the server is told what is left. returns: a type that the result is
-        converted to and checked against; `memoryview` for a view over what was received, without a copy. Raises what
-        the server answered, Unavailable if the connection is lost meanwhile. Buffers of 16 KiB or more are sent by
-        reference: they must not change until the call is over.
+        timeout: seconds until DeadlineExceeded; the server is told what is left. In a handler, the time that is left to
+        the call that it serves is the most. metadata: sent along for `zcrpc.context().metadata`; see `zcrpc.outgoing`
+        for what comes back. returns: a type that the result is converted to and checked against; `memoryview` for a
+        view over what was received, without a copy. Raises what the server answered, Unavailable if the connection is
+        lost meanwhile. Buffers of 16 KiB or more are sent by reference: they must not change until the call is over.
         """
+        return self._begin(
+            method, arguments, keywords, timeout, metadata, None if returns is None else _converter(returns)
+        )
+
+    def _begin(
+        self,
+        method: str,
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        timeout: float | None,
+        metadata: Metadata | None,
+        result: Converter | None,
+    ) -> Awaitable[Any]:
+        """A call as it was asked for, with what surrounds it."""
+        scope = SCOPE.get()
+        out = None
+        if scope is not None:
+            timeout, metadata, out = settle(scope, timeout, metadata)
+        if self._proceed is not None:
+            call = OutgoingCall(self._connection.name, method, arguments, keywords, timeout, metadata, result)
+            return _report(self._proceed, call, out)
+        return self._connection.call(method, arguments, keywords, timeout, result, metadata, out)
+
+    def _call_intercepted(self, call: OutgoingCall) -> Awaitable[Any]:
+        """What is behind the last interceptor."""
         return self._connection.call(
-            method, arguments, keywords, timeout, None if returns is None else _converter(returns)
+            call.method, call.arguments, call.keywords, call.deadline, call.result, call.metadata, call
         )
 
     def use(self, service: type[S]) -> S:
         """An object with the methods of a service class, each a call over this connection; all take `timeout=`
-        besides."""
+        and `metadata=` besides."""
         return cast(S, _proxy_class(service)(self))
 
     async def ping(self, timeout: float | None = None) -> float:
@@ -93,7 +131,6 @@ class Client:
             requests=connection.requests,
             errors=connection.errors,
             calls=len(connection.pending),
-            refused=0,
         )
 
     async def close(self) -> None:
@@ -124,7 +161,7 @@ class _Proxy:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._call = client._connection.call
+        self._call = client._begin
 
     def close(self) -> Awaitable[None]:
         return self._client.close()
@@ -156,12 +193,28 @@ def _proxy_class(service: type[Service]) -> type[_Proxy]:
 def _proxy_method(service: type[Service], plan: Plan) -> Callable[..., Any]:
     name, result = plan.name, plan.result
 
-    def call(self: _Proxy, /, *arguments: Any, timeout: float | None = None, **keywords: Any) -> Awaitable[Any]:
-        return self._call(name, arguments, keywords, timeout, result)
+    def call(
+        self: _Proxy,
+        /,
+        *arguments: Any,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        **keywords: Any,
+    ) -> Awaitable[Any]:
+        return self._call(name, arguments, keywords, timeout, metadata, result)
 
     original = getattr(service, plan.attribute)
     call.__name__, call.__qualname__, call.__doc__ = original.__name__, original.__qualname__, original.__doc__
     return call
+
+
+async def _report(proceed: Proceed, call: OutgoingCall, out: Outgoing | None) -> Any:
+    """Passes a call through interceptors, and what came back to who wants to know."""
+    try:
+        return await proceed(call)
+    finally:
+        if out is not None:
+            out.response_metadata = call.response_metadata
 
 
 @functools.lru_cache(maxsize=256)
@@ -210,7 +263,10 @@ class ConnectOptions(TypedDict, total=False):
     max_header: int
     place_from: int
     map_from: int
+    max_metadata: int
     stall_timeout: float
+    interceptors: Sequence[Interceptor]
+    token: Token | None
 
 
 @overload
@@ -230,7 +286,10 @@ def connect(
     max_header: int = 64 << 10,
     place_from: int = 32 << 10,
     map_from: int = 64 << 10,
+    max_metadata: int = DEFAULT_LIMIT,
     stall_timeout: float = 30.0,
+    interceptors: Sequence[Interceptor] = (),
+    token: Token | None = None,
 ) -> Connecting[Any]:
     """Connects to tcp://host:port or unix://path.
 
@@ -238,10 +297,16 @@ def connect(
         async with zcrpc.connect(address, Store) as store: ...      # an object with Store's methods
         client = await zcrpc.connect(address)                       # … then `await client.close()`
 
-    timeout: seconds for connection and hello together. The other options are those of `Server`, for results. Raises
+    timeout: seconds for connection and hello together. token: what the server's `authenticate` is shown, or a function,
+    plain or async, that gives it when it is needed; it travels in the clear. interceptors: functions around every call,
+    the outermost first; see zcrpc/interceptors.py. The other options are those of `Server`, for results. Raises
     Unavailable if there is nobody, DeadlineExceeded if it takes too long, ResourceExhausted if the server has too many
-    connections.
+    connections, Unauthenticated if it does not accept this client.
     """
+    check_token(token)
+    if max_metadata < 0:
+        raise ValueError(f"max_metadata={max_metadata}: must not be negative")
+    around = check(interceptors)
     calibration.validate(receive)
     where = parse(address)
     max_message = min(max_message, budget)
@@ -265,23 +330,37 @@ def connect(
     wrap: Callable[[Client], Any] = (lambda client: client) if service is None else (lambda client: client.use(service))
     if service is not None:
         _proxy_class(service)
-    return Connecting(lambda: _open(where, options, timeout), wrap)
+    return Connecting(lambda: _open(where, options, timeout, max_metadata, around, token), wrap)
 
 
-async def _open(address: Address, options: Options, timeout: float | None) -> Client:
+async def _open(
+    address: Address,
+    options: Options,
+    timeout: float | None,
+    max_metadata: int,
+    interceptors: tuple[Interceptor, ...],
+    token: Token | None,
+) -> Client:
     loop = asyncio.get_running_loop()
     reactor = options.reactor
     try:
         async with asyncio.timeout(timeout):
+            shown = await present(token)
             map_from = 0 if address.is_unix else await calibration.mapped_from(options.receive, reactor.map_from)
             sock = await connect_unix(loop, address) if address.is_unix else await connect_tcp(loop, address)
             pool = connection = None
             try:
                 pool = Pool.join(loop, options)
                 hello = Hello(
-                    limits=Limits(header=reactor.header_limit, payload=reactor.payload_limit, in_flight=1),
+                    limits=Limits(
+                        header=reactor.header_limit,
+                        payload=reactor.payload_limit,
+                        in_flight=1,
+                        metadata=max_metadata,
+                    ),
                     chunk=lib.ZC_CHUNK_BYTES,
                     map_from=map_from,
+                    token=shown,
                 )
                 connection = ClientConnection(pool.reactor, sock.fileno(), map_from > 0, hello, str(address))
                 sock.detach()
@@ -290,7 +369,7 @@ async def _open(address: Address, options: Options, timeout: float | None) -> Cl
                     raise connection.draining
                 if connection.ended is not None:
                     raise connection.loss()
-                return Client(pool, connection)
+                return Client(pool, connection, interceptors)
             except BaseException:
                 sock.close()
                 if connection is not None:

@@ -5,6 +5,7 @@ Which calls there are is for the two ends to know: `ServerConnection` in server.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from zcrpc import metadata
 from zcrpc._native import lib
 from zcrpc.codec import COPY_BELOW, HeaderError
 from zcrpc.errors import ResourceExhausted, Status, Unavailable, ZcrpcError, from_status
@@ -71,21 +73,46 @@ class Pin:
 class Connection:
     """One end of a connection."""
 
-    __slots__ = ("_reference_from", "ended", "log", "name", "number", "peer", "pinned", "pins", "reactor")
+    __slots__ = (
+        "_reference_from",
+        "ended",
+        "introduced",
+        "log",
+        "name",
+        "number",
+        "own",
+        "peer",
+        "pinned",
+        "pins",
+        "reactor",
+    )
 
-    def __init__(self, reactor: Reactor, fd: int, mapping: bool, hello: Hello, name: str, log: logging.Logger) -> None:
-        """Takes over a connected socket and greets the peer. On an error the fd is still the caller's."""
+    def __init__(
+        self,
+        reactor: Reactor,
+        fd: int,
+        mapping: bool,
+        hello: Hello,
+        name: str,
+        log: logging.Logger,
+        *,
+        introduce: bool = True,
+    ) -> None:
+        """Takes over a connected socket and greets the peer, unless that is left for later. On an error the fd is still
+        the caller's."""
         self.reactor = reactor
         self.name = name
         self.log = log
+        self.own = hello
+        self.introduced = False  # the own hello has been sent
         self.peer: Hello = _UNKNOWN
         self.pins: dict[int, Pin] = {}
         self.pinned = 0  # bytes of payload in all of them
         self.ended: str | None = None  # why, once it is closed or being closed
         self._reference_from = 1 << 63
-        header = encode_hello(hello)
         self.number = reactor.add(fd, self, mapping)
-        self.send(HELLO, 0, header=header)
+        if introduce:
+            self.introduce(hello)
 
     def __str__(self) -> str:
         return self.name
@@ -96,6 +123,13 @@ class Connection:
         return self.peer is not _UNKNOWN
 
     # ---- out
+
+    def introduce(self, hello: Hello) -> None:
+        """Sends the hello, before which nothing may be sent."""
+        self.introduced = True
+        self.send(HELLO, 0, header=encode_hello(hello))
+        if hello.token:
+            self.own = dataclasses.replace(hello, token="")  # nobody needs it any more
 
     def send(
         self,
@@ -145,19 +179,24 @@ class Connection:
                 f"{what}: buffers of {length} bytes are more than the {limits.payload} that the peer takes"
             )
 
-    def send_error(self, stream: int, status: int, message: str, details: Any = None) -> None:
-        """Ends a call with a status."""
-        parts = [_shorten(message)]
-        header = b""
+    def send_error(
+        self, stream: int, status: int, message: str, details: Any = None, metadata: msgspec.Raw | None = None
+    ) -> None:
+        """Ends a call with a status. Details that cannot be sent are left out."""
+        message = _shorten(message)
+        header = _encode([message] if metadata is None else [message, None, metadata])
+        if metadata is not None and len(header) > self.peer.limits.header:
+            self.log.warning("%s: the metadata of an error cannot be sent: it has %d bytes", self, len(header))
+            header, metadata = _encode([message]), None
         if details is not None:
             try:
-                header = _encode([*parts, details])
-                if len(header) > self.peer.limits.header:
-                    raise ValueError(f"{len(header)} bytes")
+                detailed = _encode([message, details] if metadata is None else [message, details, metadata])
+                if len(detailed) > self.peer.limits.header:
+                    raise ValueError(f"{len(detailed)} bytes")
+                header = detailed
             except (TypeError, ValueError, OverflowError, RecursionError) as error:
                 self.log.warning("%s: the details of an error cannot be sent: %s", self, error)
-                header = b""
-        self.send(ERROR, stream, status, 0, header or _encode(parts))
+        self.send(ERROR, stream, status, 0, header)
 
     def send_cancel(self, stream: int, token: int = 0) -> None:
         """Says that a call's answer is not wanted any more; if the call itself is still being sent under `token`, after
@@ -173,7 +212,9 @@ class Connection:
         self.send(PING, 0, header=header)
 
     def send_goaway(self, status: Status, message: str) -> None:
-        """Asks for no more calls."""
+        """Asks for no more calls. A peer that knows nothing of this side yet is told no more than it must."""
+        if not self.introduced:
+            self.introduce(dataclasses.replace(self.own, methods={}))
         self.send(GOAWAY, 0, status, 0, _encode([_shorten(message)]))
 
     def disconnect(self, why: str) -> None:
@@ -231,6 +272,8 @@ class Connection:
         """Answers."""
         if len(header) > PING_LIMIT:
             self.violated(f"a ping of {len(header)} bytes")
+        elif not self.introduced:
+            self.violated("a ping before it was answered with a hello")
         else:
             self.send(PONG, 0, header=header)
 
@@ -265,15 +308,24 @@ class Connection:
         """The exception that an error frame or a goaway stands for."""
         message: Any = ""
         details: Any = None
+        carried: Any = None
         if header:
             try:
                 parts = self.reactor.codec.decode(header)
-            except HeaderError as error:
-                self.log.warning("%s: an error's header does not decode: %s", self, error)
+            except HeaderError as wrong:
+                self.log.warning("%s: an error's header does not decode: %s", self, wrong)
                 parts = None
             if type(parts) is list and parts:
                 message, details = parts[0], parts[1] if len(parts) > 1 else None
-        return from_status(status, message if type(message) is str else "", details)
+                if len(parts) > 2:
+                    carried = parts[2]
+        error = from_status(status, message if type(message) is str else "", details)
+        if carried is not None:
+            try:
+                error.metadata = metadata.decode(carried, self.own.limits.metadata, "an error")
+            except (metadata.MetadataError, ResourceExhausted) as wrong:
+                self.log.warning("%s: %s", self, wrong)
+        return error
 
     def loss(self) -> Unavailable:
         """What calls fail with when the connection is gone."""

@@ -9,7 +9,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, Final
 
@@ -17,8 +17,11 @@ from zcrpc import calibration
 from zcrpc._native import lib
 from zcrpc.address import Address, parse
 from zcrpc.calibration import Receive
+from zcrpc.credentials import Authenticate, Caller, peer_process
 from zcrpc.eager import Runner
 from zcrpc.errors import FailedPrecondition, Status
+from zcrpc.interceptors import Intercepted, Interceptor, check
+from zcrpc.metadata import DEFAULT_LIMIT
 from zcrpc.reactor import Reactor, ReactorOptions
 from zcrpc.regions import RegionMap
 from zcrpc.service import Service, plans
@@ -127,6 +130,10 @@ class Server:
     max_message: bytes of buffers in one call at most; more is RESOURCE_EXHAUSTED.
     max_header: bytes of everything else in one call at most, up to 131072.
     max_in_flight: calls of one connection whose handlers wait; more is RESOURCE_EXHAUSTED.
+    max_calls: the same of all connections together.
+    max_queued: calls in all that have come and are not begun, because their peer has not taken earlier results; more is
+        RESOURCE_EXHAUSTED.
+    max_metadata: bytes of a call's metadata at most; more is RESOURCE_EXHAUSTED.
     max_connections: more are told so and closed.
     place_from: buffers of at least so many bytes in all are placed in a region, at most 65536; less is copied to
         `bytes` at once.
@@ -135,7 +142,10 @@ class Server:
     max_unsent: bytes of large results waiting to be sent to a peer, from which on no more of its calls are begun.
     stall_timeout: seconds after which a peer is dropped that stops in the middle of a frame, or does not read what
         waits for it.
-    hello_timeout: seconds that a new connection has to introduce itself.
+    hello_timeout: seconds that a new connection has to introduce itself, and to be authenticated.
+    interceptors: functions around every call, the outermost first; see zcrpc/interceptors.py.
+    authenticate: gives the identity of a new connection's `Credentials`, or raises `Unauthenticated`; plain or async.
+        None and False are refusals too. Without it every connection is taken.
 
     Large results are sent by reference: a buffer of 16 KiB or more that a handler returns must not change until it has
     been sent.
@@ -153,20 +163,38 @@ class Server:
         max_header: int = 64 << 10,
         max_in_flight: int = 1024,
         max_connections: int = 10_000,
+        max_calls: int = 10_000,
+        max_queued: int = 10_000,
+        max_metadata: int = DEFAULT_LIMIT,
         place_from: int = 32 << 10,
         map_from: int = 64 << 10,
         max_unread: int = 1 << 20,
         max_unsent: int = 64 << 20,
         stall_timeout: float = 30.0,
         hello_timeout: float = 10.0,
+        interceptors: Sequence[Interceptor] = (),
+        authenticate: Authenticate | None = None,
     ) -> None:
         calibration.validate(receive)
-        for name, value in (("max_in_flight", max_in_flight), ("max_connections", max_connections)):
+        for name, value in (
+            ("max_in_flight", max_in_flight),
+            ("max_connections", max_connections),
+            ("max_calls", max_calls),
+            ("max_queued", max_queued),
+        ):
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
         if receive_threads < 0:
             raise ValueError(f"receive_threads={receive_threads}: must not be negative")
-        self.handlers, self.methods = _table(services)
+        if max_metadata < 0:
+            raise ValueError(f"max_metadata={max_metadata}: must not be negative")
+        if authenticate is not None and not callable(authenticate):
+            raise TypeError(f"authenticate is a function of Credentials, not {authenticate!r}")
+        self.handlers, self.methods = _table(services, check(interceptors))
+        self.authenticate = authenticate
+        self.max_calls = max_calls
+        self.max_queued = max_queued
+        self.max_metadata = max_metadata
         self.max_connections = max_connections
         self.max_in_flight = max_in_flight
         self.max_message = min(max_message, budget)
@@ -175,7 +203,9 @@ class Server:
         self._map_from = map_from
         self._receive: Receive = receive
         self._threads = receive_threads
-        self._limits = Limits(header=max_header, payload=self.max_message, in_flight=max_in_flight)
+        self._limits = Limits(
+            header=max_header, payload=self.max_message, in_flight=max_in_flight, metadata=max_metadata
+        )
         self._options = ReactorOptions(
             threaded=receive_threads > 0,
             receive=calibration.MODES[receive],
@@ -196,8 +226,11 @@ class Server:
         self._closed = asyncio.Event()
         self._last: Stats | None = None
         self.closing = False
-        self.requests = self.errors = self.refused = 0
+        self.requests = self.errors = self.refused = self.unauthenticated = 0
+        self.exhausted = dict.fromkeys(("in_flight", "calls", "queued", "message", "metadata"), 0)
         self.calls = 0  # handlers that have suspended, in all connections
+        self.full = False  # they are as many as there may be
+        self.queued = 0  # calls put off, in all connections
         self._refusals = 0
 
     # ---- listening
@@ -257,11 +290,14 @@ class Server:
 
     def accepted(self, listener: _Listener, sock: socket.socket, peer: Any) -> None:
         """A new connection: goes to the reactor that has the fewest."""
-        name = (
-            f"{listener.address} ← {peer[0]}:{peer[1]}"
-            if isinstance(peer, tuple)
-            else f"{listener.address} ← fd {sock.fileno()}"
-        )
+        process = peer_process(sock)
+        if process is None:
+            name = f"{listener.address} ← {peer[0]}:{peer[1]}"
+            where = Address(host=peer[0], port=peer[1])
+        else:
+            name = f"{listener.address} ← process {process.pid}, fd {sock.fileno()}"
+            where = listener.address
+        caller = Caller(str(where), process, identity=process)
         admitted = len(self._connections) - self._refusals < self.max_connections
         if not admitted:
             self.refused += 1
@@ -272,7 +308,7 @@ class Server:
         reactor = min(self._reactors, key=lambda reactor: len(reactor.connections))
         fd = sock.fileno()
         try:
-            connection = ServerConnection(self, reactor, fd, listener.mapping > 0, listener.hello, name)
+            connection = ServerConnection(self, reactor, fd, listener.mapping > 0, listener.hello, name, caller)
         except Exception:
             _log.exception("%s: could not be taken over", name)
             sock.close()
@@ -290,9 +326,15 @@ class Server:
             self._refusals -= 1
         self._note_quiet()
 
+    def call_begun(self) -> None:
+        """A handler has suspended."""
+        self.calls += 1
+        self.full = self.calls >= self.max_calls
+
     def call_done(self) -> None:
         """A suspended handler has ended."""
         self.calls -= 1
+        self.full = self.calls >= self.max_calls
         self._note_quiet()
 
     def _note_quiet(self) -> None:
@@ -313,6 +355,9 @@ class Server:
             errors=self.errors,
             calls=self.calls,
             refused=self.refused,
+            queued=self.queued,
+            unauthenticated=self.unauthenticated,
+            exhausted=self.exhausted,
         )
 
     async def close(self, grace: float = 5.0) -> None:
@@ -331,11 +376,13 @@ class Server:
         try:
             await self._until(lambda: not self.calls, grace)
             for connection in list(self._connections):
-                connection.backlog.clear()
+                connection.drop_backlog()
                 for call in list(connection.calls.values()):
                     call.stop()
                     connection.fail(
-                        call.stream, Status.UNAVAILABLE, f"{call.plan.name}() was cancelled: the server has gone away"
+                        call.stream,
+                        Status.UNAVAILABLE,
+                        f"{call.method}() was cancelled: the server has gone away",
                     )
             await self._until(lambda: not self.calls, _CLEANUP_SECONDS)
             for connection in list(self._connections):
@@ -364,8 +411,9 @@ class Server:
         self._closed.set()
 
 
-def _table(services: tuple[Service, ...]) -> tuple[Handlers, dict[str, int]]:
-    """Handlers by number, and numbers by name. Numbers begin with 1."""
+def _table(services: tuple[Service, ...], interceptors: tuple[Interceptor, ...]) -> tuple[Handlers, dict[str, int]]:
+    """Handlers by number, and numbers by name. Numbers begin with 1. Where there are no interceptors, handlers are
+    called as they are."""
     handlers: Handlers = {}
     numbers: dict[str, int] = {}
     for service in services:
@@ -380,5 +428,6 @@ def _table(services: tuple[Service, ...]) -> tuple[Handlers, dict[str, int]]:
             if plan.name in numbers:
                 raise ValueError(f"two services have a method {plan.name}")
             number = numbers[plan.name] = len(handlers) + 1
-            handlers[number] = plan, getattr(service, plan.attribute)
+            handler = getattr(service, plan.attribute)
+            handlers[number] = plan, Intercepted(interceptors, handler) if interceptors else handler
     return handlers, numbers

@@ -1,0 +1,188 @@
+"""Interceptors: functions around every call of a server or a client, to log, measure, authorise, retry.
+
+    async def log_calls(call, proceed):
+        begun = time.perf_counter()
+        try:
+            return await proceed(call)
+        finally:
+            log.info("%s took %.6f s", call.method, time.perf_counter() - begun)
+
+    server = zcrpc.Server(Store(), interceptors=[log_calls])
+    client = await zcrpc.connect(address, interceptors=[log_calls])
+
+`proceed(call)` is what comes next: the next interceptor, and behind the last of them the handler, or the wire. Its
+result is the call's. The first of a list is the outermost. An interceptor may refuse (raise), change arguments and
+metadata, replace the result, or call `proceed` again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from zcrpc.context import Context, context
+from zcrpc.metadata import NOTHING, Metadata
+
+if TYPE_CHECKING:
+    from zcrpc.service import Converter
+
+Kind: TypeAlias = Literal["unary", "server-stream", "client-stream", "bidi-stream"]
+
+
+class Call:
+    """A call on its way through interceptors, the same on both sides.
+
+    `method`: "Service.method". `arguments`, `keywords`: may be replaced. At a server they are converted already.
+    """
+
+    __slots__ = ("arguments", "keywords", "kind", "method")
+
+    def __init__(self, method: str, kind: Kind, arguments: Sequence[Any], keywords: dict[str, Any]) -> None:
+        self.method = method
+        self.kind = kind
+        self.arguments = arguments
+        self.keywords = keywords
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} call of {self.method}()>"
+
+    @property
+    def peer(self) -> str:
+        """The address of the other side."""
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> Any:
+        """At a server, who calls; see `Context.identity`. At a client, None."""
+        raise NotImplementedError
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds left; None for no limit."""
+        raise NotImplementedError
+
+
+class IncomingCall(Call):
+    """A call at a server. What `context()` knows of it, it knows as well."""
+
+    __slots__ = ("context", "refusal")
+
+    def __init__(
+        self, context: Context, arguments: Sequence[Any], keywords: dict[str, Any], refusal: Exception | None
+    ) -> None:
+        super().__init__(context.method, "unary", arguments, keywords)
+        self.context = context
+        self.refusal = refusal  # its arguments do not fit the method: what `proceed` will raise
+
+    @property
+    def peer(self) -> str:
+        return self.context.peer
+
+    @property
+    def identity(self) -> Any:
+        return self.context.identity
+
+    @property
+    def deadline(self) -> float | None:
+        return self.context.deadline
+
+    @property
+    def metadata(self) -> Metadata:
+        """What the caller sent along."""
+        return self.context.metadata
+
+    @property
+    def response_metadata(self) -> dict[str, str | bytes]:
+        """What is sent along with the answer."""
+        return self.context.response_metadata
+
+
+class OutgoingCall(Call):
+    """A call at a client. `metadata`: sent along, to be added to. `response_metadata`: what came with the answer, once
+    `proceed` has returned or raised."""
+
+    __slots__ = ("_peer", "_until", "metadata", "response_metadata", "result")
+
+    def __init__(
+        self,
+        peer: str,
+        method: str,
+        arguments: Sequence[Any],
+        keywords: dict[str, Any],
+        timeout: float | None,
+        metadata: Metadata | None,
+        result: Converter | None,
+    ) -> None:
+        super().__init__(method, "unary", arguments, keywords)
+        self._peer = peer
+        self.deadline = timeout
+        self.metadata: dict[str, str | bytes] = dict(metadata or {})
+        self.response_metadata: Metadata = NOTHING
+        self.result = result  # how the result is converted
+
+    @property
+    def peer(self) -> str:
+        return self._peer
+
+    @property
+    def identity(self) -> Any:
+        return None
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds left for all that `proceed` does from now on; None for no limit. May be set."""
+        return None if self._until is None else max(0.0, self._until - time.monotonic())
+
+    @deadline.setter
+    def deadline(self, seconds: float | None) -> None:
+        self._until = None if seconds is None else time.monotonic() + seconds
+
+
+Proceed: TypeAlias = Callable[[Any], Awaitable[Any]]
+Interceptor: TypeAlias = Callable[[Any, Proceed], Awaitable[Any]]
+
+
+def chain(interceptors: Sequence[Interceptor], last: Proceed) -> Proceed:
+    """One function that passes a call through interceptors, the first first, to `last`."""
+    for interceptor in reversed(interceptors):
+        last = _link(interceptor, last)
+    return last
+
+
+def _link(interceptor: Interceptor, proceed: Proceed) -> Proceed:
+    return lambda call: interceptor(call, proceed)
+
+
+def check(interceptors: Sequence[Interceptor]) -> tuple[Interceptor, ...]:
+    """TypeError for what is no interceptor."""
+    for interceptor in interceptors:
+        if not callable(interceptor):
+            raise TypeError(f"an interceptor is `async def intercept(call, proceed)`, not {interceptor!r}")
+    return tuple(interceptors)
+
+
+class Intercepted:
+    """A handler behind a server's interceptors. It is called as the handler would be."""
+
+    __slots__ = ("_handler", "_proceed")
+
+    def __init__(self, interceptors: Sequence[Interceptor], handler: Callable[..., Any]) -> None:
+        self._handler = handler
+        self._proceed = chain(interceptors, self._serve)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Coroutine[Any, Any, Any]:
+        return self._run(arguments, keywords, None)
+
+    def refuse(self, error: Exception) -> Coroutine[Any, Any, Any]:
+        """The call of someone whose arguments do not fit: interceptors see it, the handler does not."""
+        return self._run((), {}, error)
+
+    async def _run(self, arguments: Sequence[Any], keywords: dict[str, Any], refusal: Exception | None) -> Any:
+        return await self._proceed(IncomingCall(context(), arguments, keywords, refusal))
+
+    async def _serve(self, call: IncomingCall) -> Any:
+        if call.refusal is not None:
+            raise call.refusal
+        result = self._handler(*call.arguments, **call.keywords)
+        return await result if isinstance(result, Awaitable) else result
