@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import weakref
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, Final, Generic, TypedDict, TypeVar, Unpack, cast, overload
@@ -22,17 +23,19 @@ from zcrpc._native import lib
 from zcrpc.address import Address, parse
 from zcrpc.calibration import Receive
 from zcrpc.calling import ClientConnection
-from zcrpc.context import SCOPE, Outgoing, settle
+from zcrpc.context import SCOPE, settle
 from zcrpc.credentials import Token, check_token, present
 from zcrpc.errors import DeadlineExceeded
-from zcrpc.interceptors import Interceptor, OutgoingCall, Proceed, chain, check
+from zcrpc.interceptors import Interceptor, Kind, OutgoingCall, chain, check
 from zcrpc.metadata import DEFAULT_LIMIT, Metadata
 from zcrpc.pool import Options, Pool
 from zcrpc.reactor import ReactorOptions
-from zcrpc.service import Converter, Plan, Service, converter, plans
+from zcrpc.service import Converter, Items, Plan, Service, converter, items, plans
 from zcrpc.sockets import connect_tcp, connect_unix
 from zcrpc.stats import Stats, collect
-from zcrpc.wire import Hello, Limits
+from zcrpc.streaming import InterceptedStream, Stream
+from zcrpc.streams import split
+from zcrpc.wire import CONNECTION_WINDOW, STREAM_WINDOW, Hello, Limits
 
 # How long a closing client waits for the server to have read everything.
 _FAREWELL_SECONDS: Final = 1.5
@@ -88,22 +91,88 @@ class Client:
         timeout: float | None,
         metadata: Metadata | None,
         result: Converter | None,
+        source: Any = None,
     ) -> Awaitable[Any]:
-        """A call as it was asked for, with what surrounds it."""
+        """A call as it was asked for, with what surrounds it. source: its stream of items, where that is known."""
         scope = SCOPE.get()
         out = None
         if scope is not None:
             timeout, metadata, out = settle(scope, timeout, metadata)
         if self._proceed is not None:
-            call = OutgoingCall(self._connection.name, method, arguments, keywords, timeout, metadata, result)
-            return _report(self._proceed, call, out)
-        return self._connection.call(method, arguments, keywords, timeout, result, metadata, out)
-
-    def _call_intercepted(self, call: OutgoingCall) -> Awaitable[Any]:
-        """What is behind the last interceptor."""
-        return self._connection.call(
-            call.method, call.arguments, call.keywords, call.deadline, call.result, call.metadata, call
+            if source is None:
+                arguments, keywords, source = split(arguments, keywords)
+            kind: Kind = "unary" if source is None else "client-stream"
+            return self._proceed(
+                OutgoingCall(
+                    self._connection.name, method, kind, arguments, keywords, source, timeout, metadata, result, out
+                )
+            )
+        if source is None:
+            return self._connection.call(method, arguments, keywords, timeout, result, metadata, out)
+        return self._connection.call_with_items(
+            method, arguments, keywords, source, self._until(timeout), result, metadata, out
         )
+
+    def _until(self, timeout: float | None) -> float | None:
+        return None if timeout is None else self._connection.reactor.loop.time() + timeout
+
+    async def _call_intercepted(self, call: OutgoingCall) -> Any:
+        """What is behind the last interceptor."""
+        connection = self._connection
+        method, arguments, keywords, source = call.method, tuple(call.arguments), call.keywords, call.items
+        if call.kind in ("server-stream", "bidi-stream"):
+            stream = Stream[Any](
+                connection, method, arguments, keywords, source, call.deadline, call.expected, call.metadata, call
+            )
+            call.opened.append(weakref.ref(stream))
+            return stream
+        if source is None:
+            return await connection.call(method, arguments, keywords, call.deadline, call.expected, call.metadata, call)
+        return await connection.call_with_items(
+            method, arguments, keywords, source, self._until(call.deadline), call.expected, call.metadata, call
+        )
+
+    def stream(
+        self,
+        method: str,
+        /,
+        *arguments: Any,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        returns: Any = Any,
+        **keywords: Any,
+    ) -> Stream[Any]:
+        """Calls "Service.method", whose results are a stream: `async for item in client.stream(…)`.
+
+        An asynchronous iterable among the arguments is sent as the stream of items that the method takes; a buffer
+        that it yields may be used again when it is asked for the next item. timeout: seconds until DeadlineExceeded,
+        from the first item that is asked for to the end. returns: what each item is converted to and checked against.
+        metadata: as for `call`; what comes back is there when the stream has ended.
+        """
+        return self._stream(method, *split(arguments, keywords), timeout, metadata, items(returns))
+
+    def _stream(
+        self,
+        name: str,
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        source: Any,
+        timeout: float | None,
+        metadata: Metadata | None,
+        expected: Items,
+    ) -> Stream[Any]:
+        scope = SCOPE.get()
+        out = None
+        if scope is not None:
+            timeout, metadata, out = settle(scope, timeout, metadata)
+        if self._proceed is not None:
+            kind: Kind = "server-stream" if source is None else "bidi-stream"
+            peer = self._connection.name
+            make = functools.partial(
+                OutgoingCall, peer, name, kind, arguments, keywords, source, timeout, metadata, expected, out
+            )
+            return InterceptedStream(self._connection, self._proceed, make)
+        return Stream(self._connection, name, arguments, keywords, source, timeout, expected, metadata, out)
 
     def use(self, service: type[S]) -> S:
         """An object with the methods of a service class, each a call over this connection; all take `timeout=`
@@ -125,7 +194,7 @@ class Client:
         if self._last is not None:
             return self._last
         return collect(
-            [pool.reactor.stats()],
+            [pool.reactor],
             pool.regions,
             connections=len(pool.reactor.connections),
             requests=connection.requests,
@@ -191,9 +260,10 @@ def _proxy_class(service: type[Service]) -> type[_Proxy]:
 
 
 def _proxy_method(service: type[Service], plan: Plan) -> Callable[..., Any]:
-    name, result = plan.name, plan.result
+    name, result, outgoing = plan.name, plan.result, plan.outgoing
+    call: Callable[..., Any]
 
-    def call(
+    def call_unary(
         self: _Proxy,
         /,
         *arguments: Any,
@@ -203,18 +273,33 @@ def _proxy_method(service: type[Service], plan: Plan) -> Callable[..., Any]:
     ) -> Awaitable[Any]:
         return self._call(name, arguments, keywords, timeout, metadata, result)
 
+    def call_with_items(
+        self: _Proxy,
+        /,
+        *arguments: Any,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        **keywords: Any,
+    ) -> Awaitable[Any]:
+        arguments, source = plan.take_items(arguments, keywords)
+        return self._call(name, arguments, keywords, timeout, metadata, result, source)
+
+    def call_stream(
+        self: _Proxy,
+        /,
+        *arguments: Any,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        **keywords: Any,
+    ) -> Stream[Any]:
+        assert outgoing is not None
+        arguments, source = plan.take_items(arguments, keywords)
+        return self._client._stream(name, arguments, keywords, source, timeout, metadata, outgoing)
+
+    call = call_stream if outgoing is not None else call_with_items if plan.incoming is not None else call_unary
     original = getattr(service, plan.attribute)
     call.__name__, call.__qualname__, call.__doc__ = original.__name__, original.__qualname__, original.__doc__
     return call
-
-
-async def _report(proceed: Proceed, call: OutgoingCall, out: Outgoing | None) -> Any:
-    """Passes a call through interceptors, and what came back to who wants to know."""
-    try:
-        return await proceed(call)
-    finally:
-        if out is not None:
-            out.response_metadata = call.response_metadata
 
 
 @functools.lru_cache(maxsize=256)
@@ -263,6 +348,8 @@ class ConnectOptions(TypedDict, total=False):
     max_header: int
     place_from: int
     map_from: int
+    stream_window: int
+    connection_window: int
     max_metadata: int
     stall_timeout: float
     interceptors: Sequence[Interceptor]
@@ -286,6 +373,8 @@ def connect(
     max_header: int = 64 << 10,
     place_from: int = 32 << 10,
     map_from: int = 64 << 10,
+    stream_window: int = STREAM_WINDOW,
+    connection_window: int = CONNECTION_WINDOW,
     max_metadata: int = DEFAULT_LIMIT,
     stall_timeout: float = 30.0,
     interceptors: Sequence[Interceptor] = (),
@@ -310,6 +399,14 @@ def connect(
     calibration.validate(receive)
     where = parse(address)
     max_message = min(max_message, budget)
+    limits = Limits(
+        header=max_header,
+        payload=max_message,
+        in_flight=1,
+        stream_window=stream_window,
+        connection_window=connection_window,
+        metadata=max_metadata,
+    )
     options = Options(
         locks=locks,
         receive=receive,
@@ -330,14 +427,14 @@ def connect(
     wrap: Callable[[Client], Any] = (lambda client: client) if service is None else (lambda client: client.use(service))
     if service is not None:
         _proxy_class(service)
-    return Connecting(lambda: _open(where, options, timeout, max_metadata, around, token), wrap)
+    return Connecting(lambda: _open(where, options, limits, timeout, around, token), wrap)
 
 
 async def _open(
     address: Address,
     options: Options,
+    limits: Limits,
     timeout: float | None,
-    max_metadata: int,
     interceptors: tuple[Interceptor, ...],
     token: Token | None,
 ) -> Client:
@@ -352,12 +449,7 @@ async def _open(
             try:
                 pool = Pool.join(loop, options)
                 hello = Hello(
-                    limits=Limits(
-                        header=reactor.header_limit,
-                        payload=reactor.payload_limit,
-                        in_flight=1,
-                        metadata=max_metadata,
-                    ),
+                    limits=limits,
                     chunk=lib.ZC_CHUNK_BYTES,
                     map_from=map_from,
                     token=shown,

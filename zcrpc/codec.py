@@ -126,6 +126,30 @@ class Codec:
         finally:
             self._buffers = []
 
+    def append(self, item: Any, header: bytearray, buffers: Buffers, length: int) -> int:
+        """Appends a value to a header and its buffers to the payload's pieces, which are `length` bytes so far; their
+        length then. Raises as `encode` does, and may then have appended a part."""
+        kind = type(item)
+        if kind in _PLAIN or (kind is bytes and len(item) < INLINE_BELOW):
+            lifted = item
+        else:
+            self._buffers = buffers
+            self._length = length
+            try:
+                lifted = self._lift(item)
+            except RecursionError:
+                raise ValueError("nested too deeply, or within itself") from None
+            finally:
+                self._buffers = []
+            length = self._length
+        try:
+            self._encoder.encode_into(lifted, header, -1)
+        except RecursionError:
+            raise ValueError("nested too deeply, or within itself") from None
+        except OverflowError as error:
+            raise ValueError(str(error)) from None
+        return length
+
     def encode_result(self, result: Any) -> tuple[bytes, Buffers, int]:
         """The same for a response, with short cuts for its commonest shapes."""
         kind = type(result)

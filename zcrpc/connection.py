@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -18,8 +18,10 @@ from zcrpc._native import lib
 from zcrpc.codec import COPY_BELOW, HeaderError
 from zcrpc.errors import ResourceExhausted, Status, Unavailable, ZcrpcError, from_status
 from zcrpc.reactor import Reactor
+from zcrpc.streams import Streams
 from zcrpc.wire import (
     CANCEL,
+    DATA,
     ERROR,
     FRAME,
     GOAWAY,
@@ -60,14 +62,15 @@ _ENDS: Final[dict[int, tuple[str, bool]]] = {
 
 
 class Pin:
-    """A payload sent by reference: what keeps it alive, and a record to be sent when it has gone."""
+    """A payload sent by reference: what keeps it alive, a record to be sent when it has gone, whom to tell."""
 
-    __slots__ = ("holds", "length", "then")
+    __slots__ = ("done", "holds", "length", "then")
 
     def __init__(self, holds: Any, length: int) -> None:
         self.holds = holds
         self.length = length
         self.then: bytes | None = None
+        self.done: Callable[[], None] | None = None
 
 
 class Connection:
@@ -77,6 +80,7 @@ class Connection:
         "_reference_from",
         "ended",
         "introduced",
+        "limits",
         "log",
         "name",
         "number",
@@ -85,6 +89,7 @@ class Connection:
         "pinned",
         "pins",
         "reactor",
+        "streams",
     )
 
     def __init__(
@@ -106,6 +111,8 @@ class Connection:
         self.own = hello
         self.introduced = False  # the own hello has been sent
         self.peer: Hello = _UNKNOWN
+        self.limits = hello.limits
+        self.streams: Streams | None = None  # there are none yet
         self.pins: dict[int, Pin] = {}
         self.pinned = 0  # bytes of payload in all of them
         self.ended: str | None = None  # why, once it is closed or being closed
@@ -137,9 +144,10 @@ class Connection:
         stream: int,
         method: int = 0,
         deadline_ms: int = 0,
-        header: bytes = b"",
+        header: bytes | bytearray = b"",
         buffers: Sequence[bytes | memoryview] = (),
         length: int = 0,
+        flags: int = 0,
     ) -> int:
         """Sends a frame with the payload `buffers`, of `length` bytes in all. A token in `pins` while they are
         referenced, else 0."""
@@ -149,7 +157,7 @@ class Connection:
             pieces = reactor.pieces
             pieces.append(
                 RECORD_FRAME.pack(
-                    self.number, FRAME.size + size + length, 0, kind, 0, method, stream, size, deadline_ms, length
+                    self.number, FRAME.size + size + length, 0, kind, flags, method, stream, size, deadline_ms, length
                 )
             )
             if size:
@@ -159,14 +167,14 @@ class Connection:
             if not reactor.submits:
                 reactor.wake()
             return 0
-        head = FRAME.pack(kind, 0, method, stream, size, deadline_ms, length) + header
+        head = FRAME.pack(kind, flags, method, stream, size, deadline_ms, length) + header
         token, holds = reactor.send_referenced(self.number, head, buffers)
         if token:
             self.pins[token] = Pin(holds, length)
             self.pinned += length
         return token
 
-    def check_size(self, header: bytes, length: int, what: str) -> None:
+    def check_size(self, header: bytes | bytearray, length: int, what: str) -> None:
         """ResourceExhausted if the peer said that it would not take that much."""
         limits = self.peer.limits
         if len(header) > limits.header:
@@ -207,6 +215,17 @@ class Connection:
         else:
             pin.then = RECORD_FRAME.pack(self.number, FRAME.size, 0, CANCEL, 0, 0, stream, 0, 0, 0)
 
+    def send_data(self, stream: int, header: bytearray, buffers: Sequence[bytes | memoryview], length: int) -> int:
+        """Sends items. What goes by reference goes at once, so what was sent before is sent before it. A token in
+        `pins`, else 0."""
+        if length >= self._reference_from:
+            self.reactor.submit()
+        return self.send(DATA, stream, header=header, buffers=buffers, length=length)
+
+    def unread(self) -> int:
+        """Bytes of small frames that wait for the peer to read."""
+        return self.reactor.queued(self.number)
+
     def send_ping(self, header: bytes) -> None:
         """Asks for a pong with the same header."""
         self.send(PING, 0, header=header)
@@ -231,7 +250,10 @@ class Connection:
 
     def violated(self, what: str) -> None:
         """The peer broke the protocol: it is told, and the connection closed."""
+        if self.ended is not None:
+            return
         self.log.warning("%s: %s; the connection is closed", self, what)
+        self.reactor.violations += 1
         self.send_goaway(Status.INVALID_ARGUMENT, what)
         self.disconnect(what)
 
@@ -265,8 +287,40 @@ class Connection:
     def cancel(self, stream: int) -> None:
         """The caller does not want the answer any more."""
 
-    def refused(self, kind: int, stream: int, length: int) -> None:
+    def refused(self, kind: int, flags: int, stream: int, header_length: int, length: int) -> None:
         """A payload of the peer was over the limit and is discarded; the stream of frames is intact."""
+
+    # ---- streams
+
+    def open_streams(self) -> Streams:
+        """The connection's streams; made when they are first needed."""
+        if self.streams is None:
+            self.streams = Streams(self)
+        return self.streams
+
+    def stream_request(
+        self, stream: int, method: int, flags: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
+    ) -> None:
+        """A call with streams. This end serves none."""
+        self.send_error(stream, Status.UNIMPLEMENTED, "this side serves no calls")
+
+    def data(self, stream: int, header: bytes, payload: bytes | memoryview) -> None:
+        """Items of a stream."""
+        self.open_streams().data(stream, header, payload)
+
+    def end_received(self, stream: int) -> None:
+        """The caller has no more items."""
+        self.violated("an end of items from a side that serves calls")
+
+    def credit(self, stream: int, count: int) -> None:
+        """The peer takes more items."""
+        self.open_streams().granted(stream, count)
+
+    def stray_data(self, stream: int) -> None:
+        """Items of a stream that nobody here receives. To no call of this end: too late, and ignored."""
+
+    def stream_failed(self, stream: int, error: ZcrpcError) -> None:
+        """What came on a stream cannot be taken: its call is over."""
 
     def ping_received(self, header: bytes) -> None:
         """Answers."""
@@ -288,6 +342,8 @@ class Connection:
         pin = self.pins.pop(token, None)
         if pin is not None:
             self.pinned -= pin.length
+            if pin.done is not None:
+                pin.done()
             if pin.then is not None:
                 self.reactor.pieces.append(pin.then)
                 self.reactor.wake()
@@ -301,6 +357,10 @@ class Connection:
         if self.ended is None:
             self.ended = text
         self.log.log(logging.WARNING if blamed else logging.DEBUG, "%s: %s", self, text)
+        if blamed:
+            self.reactor.violations += 1
+        if self.streams is not None:
+            self.streams.close(self.loss())
 
     # ---- headers
 
@@ -322,7 +382,7 @@ class Connection:
         error = from_status(status, message if type(message) is str else "", details)
         if carried is not None:
             try:
-                error.metadata = metadata.decode(carried, self.own.limits.metadata, "an error")
+                error.metadata = metadata.decode(carried, self.limits.metadata, "an error")
             except (metadata.MetadataError, ResourceExhausted) as wrong:
                 self.log.warning("%s: %s", self, wrong)
         return error

@@ -11,21 +11,25 @@
     client = await zcrpc.connect(address, interceptors=[log_calls])
 
 `proceed(call)` is what comes next: the next interceptor, and behind the last of them the handler, or the wire. Its
-result is the call's. The first of a list is the outermost. An interceptor may refuse (raise), change arguments and
-metadata, replace the result, or call `proceed` again.
+result is the call's; where results are a stream, it is an asynchronous iterator of them. The first of a list is the
+outermost. An interceptor may refuse (raise), change arguments and metadata, replace the result, or call `proceed`
+again.
 """
 
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from zcrpc.context import Context, context
+from zcrpc.context import Context, Outgoing, context
 from zcrpc.metadata import NOTHING, Metadata
+from zcrpc.streams import Receiver
+from zcrpc.wire import STREAM_IN, STREAM_OUT
 
 if TYPE_CHECKING:
-    from zcrpc.service import Converter
+    from zcrpc.service import Plan
 
 Kind: TypeAlias = Literal["unary", "server-stream", "client-stream", "bidi-stream"]
 
@@ -33,16 +37,19 @@ Kind: TypeAlias = Literal["unary", "server-stream", "client-stream", "bidi-strea
 class Call:
     """A call on its way through interceptors, the same on both sides.
 
-    `method`: "Service.method". `arguments`, `keywords`: may be replaced. At a server they are converted already.
+    `method`: "Service.method". `kind`: "unary", "server-stream", "client-stream" or "bidi-stream". `arguments`,
+    `keywords`: may be replaced; at a server they are converted already, and have a place for `items`, which only counts
+    as a place. `items`: the stream of items from the caller, or None; may be replaced, by one that counts them, say.
     """
 
-    __slots__ = ("arguments", "keywords", "kind", "method")
+    __slots__ = ("arguments", "items", "keywords", "kind", "method")
 
-    def __init__(self, method: str, kind: Kind, arguments: Sequence[Any], keywords: dict[str, Any]) -> None:
+    def __init__(self, method: str, kind: Kind, arguments: Sequence[Any], keywords: dict[str, Any], items: Any) -> None:
         self.method = method
         self.kind = kind
         self.arguments = arguments
         self.keywords = keywords
+        self.items = items
 
     def __repr__(self) -> str:
         return f"<{self.kind} call of {self.method}()>"
@@ -66,12 +73,19 @@ class Call:
 class IncomingCall(Call):
     """A call at a server. What `context()` knows of it, it knows as well."""
 
-    __slots__ = ("context", "refusal")
+    __slots__ = ("_came", "context", "refusal")
 
     def __init__(
-        self, context: Context, arguments: Sequence[Any], keywords: dict[str, Any], refusal: Exception | None
+        self,
+        context: Context,
+        kind: Kind,
+        arguments: Sequence[Any],
+        keywords: dict[str, Any],
+        refusal: Exception | None,
     ) -> None:
-        super().__init__(context.method, "unary", arguments, keywords)
+        came = next((each for each in (*arguments, *keywords.values()) if isinstance(each, Receiver)), None)
+        super().__init__(context.method, kind, arguments, keywords, came)
+        self._came = came
         self.context = context
         self.refusal = refusal  # its arguments do not fit the method: what `proceed` will raise
 
@@ -97,29 +111,55 @@ class IncomingCall(Call):
         """What is sent along with the answer."""
         return self.context.response_metadata
 
+    def bound(self) -> tuple[list[Any], dict[str, Any]]:
+        """Arguments and keywords, with the items in their place."""
+        came, items = self._came, self.items
+        if came is None:
+            return list(self.arguments), self.keywords
+        return (
+            [items if each is came else each for each in self.arguments],
+            {name: items if each is came else each for name, each in self.keywords.items()},
+        )
+
 
 class OutgoingCall(Call):
     """A call at a client. `metadata`: sent along, to be added to. `response_metadata`: what came with the answer, once
     `proceed` has returned or raised."""
 
-    __slots__ = ("_peer", "_until", "metadata", "response_metadata", "result")
+    __slots__ = ("_out", "_peer", "_response_metadata", "_until", "expected", "metadata", "opened")
 
     def __init__(
         self,
         peer: str,
         method: str,
+        kind: Kind,
         arguments: Sequence[Any],
         keywords: dict[str, Any],
+        items: Any,
         timeout: float | None,
         metadata: Metadata | None,
-        result: Converter | None,
+        expected: Any,
+        out: Outgoing | None,
     ) -> None:
-        super().__init__(method, "unary", arguments, keywords)
+        super().__init__(method, kind, arguments, keywords, items)
         self._peer = peer
         self.deadline = timeout
         self.metadata: dict[str, str | bytes] = dict(metadata or {})
-        self.response_metadata: Metadata = NOTHING
-        self.result = result  # how the result is converted
+        self.expected = expected  # how results are converted
+        self.opened: list[weakref.ref[Any]] = []  # streams
+        self._out = out
+        self.response_metadata = NOTHING
+
+    @property
+    def response_metadata(self) -> Metadata:
+        """What came with the latest answer."""
+        return self._response_metadata
+
+    @response_metadata.setter
+    def response_metadata(self, metadata: Metadata) -> None:
+        self._response_metadata = metadata
+        if self._out is not None:
+            self._out.response_metadata = metadata
 
     @property
     def peer(self) -> str:
@@ -162,13 +202,20 @@ def check(interceptors: Sequence[Interceptor]) -> tuple[Interceptor, ...]:
     return tuple(interceptors)
 
 
+def kind_of(plan: Plan) -> Kind:
+    """What kind of call a method has."""
+    kinds: dict[int, Kind] = {0: "unary", STREAM_OUT: "server-stream", STREAM_IN: "client-stream"}
+    return kinds.get(plan.streams, "bidi-stream")
+
+
 class Intercepted:
     """A handler behind a server's interceptors. It is called as the handler would be."""
 
-    __slots__ = ("_handler", "_proceed")
+    __slots__ = ("_handler", "_kind", "_proceed")
 
-    def __init__(self, interceptors: Sequence[Interceptor], handler: Callable[..., Any]) -> None:
+    def __init__(self, interceptors: Sequence[Interceptor], handler: Callable[..., Any], kind: Kind) -> None:
         self._handler = handler
+        self._kind = kind
         self._proceed = chain(interceptors, self._serve)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Coroutine[Any, Any, Any]:
@@ -179,10 +226,11 @@ class Intercepted:
         return self._run((), {}, error)
 
     async def _run(self, arguments: Sequence[Any], keywords: dict[str, Any], refusal: Exception | None) -> Any:
-        return await self._proceed(IncomingCall(context(), arguments, keywords, refusal))
+        return await self._proceed(IncomingCall(context(), self._kind, arguments, keywords, refusal))
 
     async def _serve(self, call: IncomingCall) -> Any:
         if call.refusal is not None:
             raise call.refusal
-        result = self._handler(*call.arguments, **call.keywords)
+        arguments, keywords = call.bound()
+        result = self._handler(*arguments, **keywords)
         return await result if isinstance(result, Awaitable) else result

@@ -23,8 +23,12 @@ from typing import TYPE_CHECKING, Any, Final
 from zcrpc._native import check, ffi, lib
 from zcrpc.codec import Codec
 from zcrpc.deadlines import Deadlines
+from zcrpc.streams import Counters, Sender
 from zcrpc.wire import (
     CANCEL,
+    CREDIT,
+    DATA,
+    END,
     ERROR,
     EVENT,
     EVENT_CLOSED,
@@ -36,6 +40,7 @@ from zcrpc.wire import (
     PONG,
     REQUEST,
     RESPONSE,
+    STREAMS,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +98,10 @@ class Reactor:
         "deadlines",
         "loop",
         "pieces",
+        "streams",
         "submits",
+        "unsent",
+        "violations",
         "wake",
     )
 
@@ -120,7 +128,10 @@ class Reactor:
         self.codec = Codec()
         self.deadlines = Deadlines(loop)
         self.connections: dict[int, Connection] = {}
-        self.pieces: list[bytes | memoryview] = []  # records for zc_reactor_submit; append, then wake()
+        self.pieces: list[bytes | bytearray | memoryview] = []  # records for zc_reactor_submit; append, then wake()
+        self.unsent: list[Sender] = []  # streams with items that are sent at the next flush; append, then wake()
+        self.streams = Counters()
+        self.violations = 0  # of the protocol, by peers
         self.wake: Callable[[], None] = self._schedule_submit
         loop.add_reader(lib.zc_reactor_fd(self._handle), self._turn)
         self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
@@ -168,7 +179,23 @@ class Reactor:
             check(code, "sending a payload")
         return 0, None
 
+    def queued(self, number: int) -> int:
+        """Bytes that wait for a connection's peer to read, not counting what is referenced."""
+        return max(0, lib.zc_reactor_queued(self._handle, number)) if self._handle is not None else 0
+
     def flush(self) -> None:
+        """Sends what waits in `unsent` and `pieces`."""
+        while self.unsent:
+            unsent, self.unsent = self.unsent, []
+            for sender in unsent:
+                try:
+                    sender.flush()
+                except Exception:
+                    _log.exception("%s: items could not be sent; the connection is closed", sender)
+                    sender.streams.connection.abort()
+        self.submit()
+
+    def submit(self) -> None:
         """Submits what waits in `pieces`."""
         pieces = self.pieces
         if pieces:
@@ -219,7 +246,7 @@ class Reactor:
                 deadline_ms,
                 method,
                 kind,
-                _,
+                flags,
             ) in iterator:
                 connection = connections.get(number)
                 if connection is None:
@@ -228,6 +255,18 @@ class Reactor:
                     continue
                 try:
                     if kind == REQUEST:
+                        if flags & STREAMS:
+                            connection.stream_request(
+                                stream,
+                                method,
+                                flags,
+                                deadline_ms,
+                                data[header : header + header_length],
+                                leased_view(lease, payload, payload_length)
+                                if lease
+                                else data[payload : payload + payload_length],
+                            )
+                            continue
                         connection.request(
                             stream,
                             method,
@@ -245,15 +284,25 @@ class Reactor:
                             if lease
                             else data[payload : payload + payload_length],
                         )
+                    elif kind == DATA:
+                        connection.data(
+                            stream,
+                            data[header : header + header_length],
+                            leased_view(lease, payload, payload_length)
+                            if lease
+                            else data[payload : payload + payload_length],
+                        )
                     elif kind == EVENT_SENT:
                         connection.sent(aux)
                     elif kind == EVENT_CLOSED:
                         del connections[number]
                         connection.closed(method, aux)
+                    elif kind == CREDIT:
+                        connection.credit(stream, deadline_ms)
+                    elif kind == EVENT_REFUSED:
+                        connection.refused(aux & 0xFF, flags, stream, aux >> 8, payload_length)
                     else:
-                        self._dispatch_other(
-                            connection, kind, stream, method, aux, payload_length, data[header : header + header_length]
-                        )
+                        self._dispatch_other(connection, kind, stream, method, data[header : header + header_length])
                 except Exception:
                     _log.exception(
                         "%s: an event of kind %d could not be dealt with; the connection is closed", connection, kind
@@ -269,9 +318,7 @@ class Reactor:
             if self._handle is not None:
                 self.flush()
 
-    def _dispatch_other(
-        self, connection: Connection, kind: int, stream: int, method: int, aux: int, payload_length: int, header: bytes
-    ) -> None:
+    def _dispatch_other(self, connection: Connection, kind: int, stream: int, method: int, header: bytes) -> None:
         if kind == ERROR:
             connection.error(stream, method, header)
         elif kind == CANCEL:
@@ -284,8 +331,8 @@ class Reactor:
             connection.pong(header)
         elif kind == GOAWAY:
             connection.goaway_received(method, header)
-        elif kind == EVENT_REFUSED:
-            connection.refused(aux, stream, payload_length)
+        elif kind == END:
+            connection.end_received(stream)
 
     def _sweep(self) -> None:
         self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep)
@@ -314,6 +361,7 @@ class Reactor:
         self._sweeper.cancel()
         self.deadlines.close()
         self.pieces.clear()
+        self.unsent.clear()
         self._batches.clear()  # before the memory goes: nobody else has seen these views
         lib.zc_reactor_destroy(handle)
         connections = list(self.connections.values())

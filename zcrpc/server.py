@@ -20,7 +20,7 @@ from zcrpc.calibration import Receive
 from zcrpc.credentials import Authenticate, Caller, peer_process
 from zcrpc.eager import Runner
 from zcrpc.errors import FailedPrecondition, Status
-from zcrpc.interceptors import Intercepted, Interceptor, check
+from zcrpc.interceptors import Intercepted, Interceptor, check, kind_of
 from zcrpc.metadata import DEFAULT_LIMIT
 from zcrpc.reactor import Reactor, ReactorOptions
 from zcrpc.regions import RegionMap
@@ -28,7 +28,7 @@ from zcrpc.service import Service, plans
 from zcrpc.serving import Handlers, ServerConnection
 from zcrpc.sockets import bind_tcp, bind_unix
 from zcrpc.stats import Stats, collect
-from zcrpc.wire import Hello, Limits
+from zcrpc.wire import CONNECTION_WINDOW, STREAM_WINDOW, Hello, Limits
 
 _log = logging.getLogger("zcrpc.server")
 
@@ -140,6 +140,8 @@ class Server:
     map_from: buffers of at least so many bytes are mapped, if mapping is chosen at all.
     max_unread: bytes of small results waiting for a peer that does not read, from which on it is not read either.
     max_unsent: bytes of large results waiting to be sent to a peer, from which on no more of its calls are begun.
+    stream_window: bytes of a stream's items that may be here and not be taken yet, besides one that is longer; when
+        there are more, the peer waits. connection_window: the same for all streams of a connection together.
     stall_timeout: seconds after which a peer is dropped that stops in the middle of a frame, or does not read what
         waits for it.
     hello_timeout: seconds that a new connection has to introduce itself, and to be authenticated.
@@ -170,6 +172,8 @@ class Server:
         map_from: int = 64 << 10,
         max_unread: int = 1 << 20,
         max_unsent: int = 64 << 20,
+        stream_window: int = STREAM_WINDOW,
+        connection_window: int = CONNECTION_WINDOW,
         stall_timeout: float = 30.0,
         hello_timeout: float = 10.0,
         interceptors: Sequence[Interceptor] = (),
@@ -190,7 +194,7 @@ class Server:
             raise ValueError(f"max_metadata={max_metadata}: must not be negative")
         if authenticate is not None and not callable(authenticate):
             raise TypeError(f"authenticate is a function of Credentials, not {authenticate!r}")
-        self.handlers, self.methods = _table(services, check(interceptors))
+        self.handlers, self.stream_handlers, self.methods = _table(services, check(interceptors))
         self.authenticate = authenticate
         self.max_calls = max_calls
         self.max_queued = max_queued
@@ -204,7 +208,12 @@ class Server:
         self._receive: Receive = receive
         self._threads = receive_threads
         self._limits = Limits(
-            header=max_header, payload=self.max_message, in_flight=max_in_flight, metadata=max_metadata
+            header=max_header,
+            payload=self.max_message,
+            in_flight=max_in_flight,
+            stream_window=stream_window,
+            connection_window=connection_window,
+            metadata=max_metadata,
         )
         self._options = ReactorOptions(
             threaded=receive_threads > 0,
@@ -348,7 +357,7 @@ class Server:
         if self._last is not None:
             return self._last
         return collect(
-            [reactor.stats() for reactor in self._reactors if not reactor.is_closed],
+            [reactor for reactor in self._reactors if not reactor.is_closed],
             self.regions,
             connections=len(self._connections),
             requests=self.requests,
@@ -411,10 +420,13 @@ class Server:
         self._closed.set()
 
 
-def _table(services: tuple[Service, ...], interceptors: tuple[Interceptor, ...]) -> tuple[Handlers, dict[str, int]]:
-    """Handlers by number, and numbers by name. Numbers begin with 1. Where there are no interceptors, handlers are
-    called as they are."""
+def _table(
+    services: tuple[Service, ...], interceptors: tuple[Interceptor, ...]
+) -> tuple[Handlers, Handlers, dict[str, int]]:
+    """Handlers by number, those of calls with streams apart; and numbers by name. Numbers begin with 1. Where there are
+    no interceptors, handlers are called as they are."""
     handlers: Handlers = {}
+    stream_handlers: Handlers = {}
     numbers: dict[str, int] = {}
     for service in services:
         if isinstance(service, type) and issubclass(service, Service):
@@ -427,7 +439,9 @@ def _table(services: tuple[Service, ...], interceptors: tuple[Interceptor, ...])
         for plan in found.values():
             if plan.name in numbers:
                 raise ValueError(f"two services have a method {plan.name}")
-            number = numbers[plan.name] = len(handlers) + 1
+            number = numbers[plan.name] = len(numbers) + 1
             handler = getattr(service, plan.attribute)
-            handlers[number] = plan, Intercepted(interceptors, handler) if interceptors else handler
-    return handlers, numbers
+            if interceptors:
+                handler = Intercepted(interceptors, handler, kind_of(plan))
+            (stream_handlers if plan.streams else handlers)[number] = plan, handler
+    return handlers, stream_handlers, numbers

@@ -12,7 +12,7 @@ import logging
 import math
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,12 +24,22 @@ from zcrpc.connection import Connection
 from zcrpc.context import CONTEXT, METADATA, PLAN, SCOPE, STOPPED, Context, Served
 from zcrpc.credentials import Authenticate, Caller, Credentials, identify
 from zcrpc.eager import Suspended
-from zcrpc.errors import InvalidArgument, ResourceExhausted, Status, ZcrpcError, failure
+from zcrpc.errors import (
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    Status,
+    Unimplemented,
+    ZcrpcError,
+    failure,
+)
 from zcrpc.interceptors import Intercepted
 from zcrpc.metadata import NOTHING
 from zcrpc.reactor import Reactor
 from zcrpc.service import Plan
-from zcrpc.wire import FRAME, RECORD_FRAME, REQUEST, RESPONSE, Hello, Limits
+from zcrpc.streams import Receiver, Sender, UnsendableItem
+from zcrpc.wire import DATA, FRAME, RECORD_FRAME, REQUEST, RESPONSE, STREAM_IN, STREAM_OUT, STREAMS, Hello, Limits
 
 if TYPE_CHECKING:
     from zcrpc.server import Server
@@ -44,6 +54,18 @@ _SINGLE_FRAME_SIZE: Final = FRAME.size + SINGLE.size
 _FULL: Final = "{} calls are in flight, the server's limit"
 
 Handlers = dict[int, tuple[Plan, Callable[..., Any]]]
+
+# Method, flags, when its deadline is (0: never), header and payload of a call that is put off; its stream of items.
+Postponed = tuple[int, int, float, bytes, bytes | memoryview, Receiver | None]
+
+_KINDS: Final = {
+    0: "takes no stream and has one result: use call()",
+    STREAM_OUT: "has a stream of results: use stream()",
+    STREAM_IN: "takes a stream of items and has one result: use call(), with an asynchronous iterable",
+    STREAM_IN | STREAM_OUT: "takes a stream of items and has a stream of results: use stream(), with an iterable",
+}
+# Streams of items whose calls were answered, and whose end is still to come, beyond twice those that may be in flight.
+_UNENDED: Final = 64
 
 
 class Call:
@@ -90,8 +112,42 @@ class Call:
             if error is None:
                 connection.reply(self.stream, self.served, result)
             else:
-                connection.fail_with(self.stream, self.served, error)
+                connection.fail_with(self.stream, error, self.served)
         connection.server.call_done()
+
+
+class StreamCall(Call):
+    """A call with streams whose handler has suspended."""
+
+    __slots__ = ("receiver", "sender")
+
+    receiver: Receiver | None
+    sender: Sender | None
+
+    def stop(self) -> None:
+        release(self.receiver, self.sender)
+        super().stop()
+
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        super().finish(result, error)
+        release(self.receiver, self.sender)
+
+
+def release(receiver: Receiver | None, sender: Sender | None) -> None:
+    """A call is over: nobody consumes its items any more, and none are sent."""
+    if receiver is not None:
+        receiver.discard()
+    if sender is not None:
+        sender.close()
+
+
+async def produce(result: Any, sender: Sender) -> None:
+    """Sends what the handler of a stream returned."""
+    if isinstance(result, CoroutineType):
+        result = await result
+    if not isinstance(result, Iterable) and not hasattr(result, "__aiter__"):
+        raise Internal(f"{sender.name}() returned no stream but {type(result).__name__}")
+    await sender.drive(result)
 
 
 class ServerConnection(Connection):
@@ -125,7 +181,7 @@ class ServerConnection(Connection):
         self.handlers = server.handlers
         self.start = server.runner.start
         self.calls: dict[int, Call] = {}  # those that wait for an answer
-        self.backlog: dict[int, tuple[int, float, bytes, bytes | memoryview]] = {}  # put off: not begun yet
+        self.backlog: dict[int, Postponed] = {}  # not begun yet
         self.running = 0  # handlers that have suspended, those included that nobody waits for
         self.admitted = True
         self.caller = caller
@@ -203,6 +259,7 @@ class ServerConnection(Connection):
             or self.server.closing
             or not self.admitted
             or not self.introduced
+            or (self.streams is not None and bool(self.streams.receivers))
         )
 
     def refuse(self) -> None:
@@ -226,7 +283,7 @@ class ServerConnection(Connection):
         try:
             plan, handler = self.handlers[method]
         except KeyError:
-            self.fail(stream, Status.UNIMPLEMENTED, f"there is no method {method}")
+            self.fail_with(stream, self._no_handler(method))
             return
         codec = self.reactor.codec
         until = time.monotonic() + deadline_ms / 1000 if deadline_ms else 0.0
@@ -259,7 +316,7 @@ class ServerConnection(Connection):
                     self._suspend(stream, served, result, deadline_ms)
                     return
         except (Exception, asyncio.CancelledError) as error:
-            self.fail_with(stream, served, error)
+            self.fail_with(stream, error, served)
         else:
             self.reply(stream, served, result)
 
@@ -274,12 +331,12 @@ class ServerConnection(Connection):
         elif isinstance(error, ResourceExhausted):
             self.server.exhausted["metadata"] += 1
         if not isinstance(handler, Intercepted):
-            self.fail_with(stream, served, error)
+            self.fail_with(stream, error, served)
             return
         try:
             result = self.start(handler.refuse(error), served)
         except (Exception, asyncio.CancelledError) as raised:
-            self.fail_with(stream, served, raised)
+            self.fail_with(stream, raised, served)
             return
         if isinstance(result, Suspended):
             self._suspend(stream, served, result, deadline_ms)
@@ -290,11 +347,28 @@ class ServerConnection(Connection):
         self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
     ) -> bool:
         """Refuses a call that is not to be served, and puts off one that is not to be served now."""
+        return self._is_free(stream) and self._is_admitted(stream, method, 0, deadline_ms, header, payload)
+
+    def _is_free(self, stream: int) -> bool:
+        receivers = self.streams.receivers if self.streams is not None else ()
+        if stream and stream not in self.calls and stream not in self.backlog and stream not in receivers:
+            return True
+        self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
+        return False
+
+    def _is_admitted(
+        self,
+        stream: int,
+        method: int,
+        flags: int,
+        deadline_ms: int,
+        header: bytes,
+        payload: bytes | memoryview,
+        receiver: Receiver | None = None,
+    ) -> bool:
         server = self.server
         limit = server.max_in_flight
-        if not stream or stream in self.calls or stream in self.backlog:
-            self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
-        elif not self.introduced:
+        if not self.introduced:
             self.violated("a call before it was answered with a hello")
         elif server.closing:
             self.fail(stream, Status.UNAVAILABLE, "the server is going away")
@@ -307,7 +381,7 @@ class ServerConnection(Connection):
                 self._exhausted(stream, "queued", f"{server.max_queued} calls wait to be begun, the server's limit")
                 return False
             until = self.reactor.loop.time() + deadline_ms / 1000 if deadline_ms else 0.0
-            self.backlog[stream] = method, until, header, payload
+            self.backlog[stream] = method, flags, until, header, payload, receiver
             server.queued += 1
         elif server.full:
             self._exhausted(stream, "calls", _FULL.format(server.max_calls))
@@ -320,33 +394,153 @@ class ServerConnection(Connection):
         self.server.exhausted[limit] += 1
         self.fail(stream, Status.RESOURCE_EXHAUSTED, message)
 
-    def _serve_backlog(self) -> None:
-        """Serves what was put off until the peer had taken its results."""
-        while self.backlog and self.pinned <= self.server.max_unsent:
-            stream = next(iter(self.backlog))
-            method, until, header, payload = self.backlog.pop(stream)
+    def _take_back(self, stream: int) -> Postponed | None:
+        """A call that was put off, if there is one; it is not any longer."""
+        found = self.backlog.pop(stream, None)
+        if found is not None:
             self.server.queued -= 1
-            deadline_ms = 0
-            if until:
-                deadline_ms = math.ceil((until - self.reactor.loop.time()) * 1000)
-                if deadline_ms <= 0:
-                    self.fail(stream, Status.DEADLINE_EXCEEDED, "the deadline passed before the call was begun")
-                    continue
-            if self.server.full:
-                self._exhausted(stream, "calls", _FULL.format(self.server.max_calls))
-                continue
-            self.server.requests -= 1  # counted when it came
-            self.careful = False  # it may begin
-            self.request(stream, method, deadline_ms, header, payload)
-        self.be_careful()
+        return found
 
     def drop_backlog(self) -> None:
         """Nobody waits any more for what was put off."""
         self.server.queued -= len(self.backlog)
         self.backlog.clear()
 
+    def _serve_backlog(self) -> None:
+        """Serves what was put off until the peer had taken its results."""
+        while self.backlog and self.pinned <= self.server.max_unsent:
+            stream = next(iter(self.backlog))
+            method, flags, until, header, payload, receiver = self.backlog.pop(stream)
+            self.server.queued -= 1
+            deadline_ms = 0
+            if until:
+                deadline_ms = math.ceil((until - self.reactor.loop.time()) * 1000)
+                if deadline_ms <= 0:
+                    self.fail(stream, Status.DEADLINE_EXCEEDED, "the deadline passed before the call was begun")
+                    release(receiver, None)
+                    continue
+            if self.server.full:
+                self._exhausted(stream, "calls", _FULL.format(self.server.max_calls))
+                release(receiver, None)
+                continue
+            if flags & STREAMS:
+                self._begin_streams(stream, method, flags, deadline_ms, header, payload, receiver)
+                continue
+            self.server.requests -= 1  # counted when it came
+            self.careful = False  # it may begin
+            self.request(stream, method, deadline_ms, header, payload)
+        self.be_careful()
+
+    # ---- calls with streams
+
+    def stream_request(
+        self, stream: int, method: int, flags: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
+    ) -> None:
+        self.server.requests += 1
+        if not self._is_free(stream):
+            return
+        streams, receiver = self.open_streams(), None
+        if flags & STREAM_IN:
+            if len(streams.receivers) >= 2 * self.server.max_in_flight + _UNENDED:
+                self.violated(f"{len(streams.receivers)} streams of items that were not ended")
+                return
+            receiver = streams.receive(stream)  # until its end, or CANCEL, whatever becomes of the call
+            self.careful = True
+        if self._is_admitted(stream, method, flags, deadline_ms, header, payload, receiver):
+            self._begin_streams(stream, method, flags, deadline_ms, header, payload, receiver)
+        elif stream not in self.backlog:
+            release(receiver, None)
+
+    def _begin_streams(
+        self,
+        stream: int,
+        method: int,
+        flags: int,
+        deadline_ms: int,
+        header: bytes,
+        payload: bytes | memoryview,
+        receiver: Receiver | None,
+    ) -> None:
+        streams, codec, sender = self.open_streams(), self.reactor.codec, None
+        found = self.server.stream_handlers.get(method)
+        if found is None or found[0].streams != flags & STREAMS:
+            self.fail_with(stream, self._no_handler(method))
+            release(receiver, None)
+            return
+        plan, handler = found
+        until = time.monotonic() + deadline_ms / 1000 if deadline_ms else 0.0
+        served: Served = [self.caller, plan, until, NOTHING, None, False]
+        try:
+            arguments, named, sent_along = codec.decode_call(header, payload, plan.buffers)
+            if sent_along is not None:
+                served[METADATA] = metadata.decode(sent_along, self.server.max_metadata, f"{plan.name}()")
+            if named is None:
+                arguments, keywords = plan.bind(arguments, codec), dict[str, Any]()
+            else:
+                arguments, keywords = plan.bind_named(arguments, named, codec)
+        except Exception as error:
+            release(receiver, None)
+            self._misfit(stream, served, handler, error, deadline_ms)
+            return
+        try:
+            if receiver is not None and plan.incoming is not None:
+                receiver.expect(plan.incoming.items)
+                plan.put_items(arguments, keywords, receiver)
+            token = SCOPE.set(served)
+            try:
+                result = handler(*arguments, **keywords)
+            finally:
+                SCOPE.reset(token)
+            if plan.outgoing is not None:
+                sender = streams.send(stream, plan.name)
+                result = self.start(produce(result, sender), served)
+            elif type(result) is CoroutineType:
+                result = self.start(result, served)
+            if isinstance(result, Suspended):
+                call = StreamCall(self, stream, served, result)
+                call.receiver, call.sender = receiver, sender
+                self._keep(call, deadline_ms)
+                return
+        except (Exception, asyncio.CancelledError) as error:
+            self.fail_with(stream, error, served)
+        else:
+            self.reply(stream, served, result)
+        release(receiver, sender)
+
+    def _no_handler(self, method: int) -> ZcrpcError:
+        """What is wrong with a request: there is no such method, or it is of another kind."""
+        for handlers in (self.handlers, self.server.stream_handlers):
+            if method in handlers:
+                plan = handlers[method][0]
+                return FailedPrecondition(f"{plan.name}() {_KINDS[plan.streams]}")
+        return Unimplemented(f"there is no method {method}")
+
+    def end_received(self, stream: int) -> None:
+        receiver = self.streams.forget_receiver(stream) if self.streams is not None else None
+        if receiver is None:
+            self.violated(f"an end of items on stream {stream}, where none may come")
+        else:
+            receiver.end()
+
+    def stray_data(self, stream: int) -> None:
+        self.violated(f"items on stream {stream}, where none may come")
+
+    def stream_failed(self, stream: int, error: ZcrpcError) -> None:
+        self.log.warning("%s: stream %d: %s", self, stream, error.message)
+        call = self.calls.get(stream)
+        if call is not None:
+            call.stop()
+        elif self._take_back(stream) is None:
+            return  # answered already
+        self.fail(stream, error.status, error.message)
+
+    # ---- how calls go on, and end
+
     def _suspend(self, stream: int, served: Served, suspended: Suspended, deadline_ms: int) -> None:
-        call = Call(self, stream, served, suspended)
+        self._keep(Call(self, stream, served, suspended), deadline_ms)
+
+    def _keep(self, call: Call, deadline_ms: int) -> None:
+        stream, suspended = call.stream, call.suspended
         suspended.then(call.finish)
         self.calls[stream] = call
         self.running += 1
@@ -400,10 +594,11 @@ class ServerConnection(Connection):
             _log.error("%s: the result of %s() cannot be sent: %s", self, name, error)
             self.fail(stream, Status.INTERNAL, f"the result of {name}() cannot be sent: {error}")
 
-    def fail_with(self, stream: int, served: Served, error: BaseException) -> None:
-        """Ends a call with what its handler raised."""
-        name, context, carried = served[PLAN].name, served[CONTEXT], None
-        if context is not None and context.answer:
+    def fail_with(self, stream: int, error: BaseException, served: Served | None = None) -> None:
+        """Ends a call with what its handler raised, or with what is wrong with it."""
+        name = served[PLAN].name if served is not None else "a method"
+        carried = None
+        if served is not None and (context := served[CONTEXT]) is not None and context.answer:
             try:
                 carried = _encode_answer(context, self.peer.limits)
             except (metadata.MetadataError, ResourceExhausted) as wrong:
@@ -411,6 +606,9 @@ class ServerConnection(Connection):
         if isinstance(error, asyncio.CancelledError):
             self.fail(stream, Status.CANCELLED, f"{name}() was cancelled by the server", None, carried)
             return
+        if isinstance(error, UnsendableItem):
+            _log.error("%s: %s", self, error)
+            error = Internal(str(error))
         if not isinstance(error, ZcrpcError):
             _log.error("%s: %s() raised %s", self, name, type(error).__name__, exc_info=error)
         self.fail(stream, *failure(error), carried)
@@ -426,8 +624,10 @@ class ServerConnection(Connection):
         call = self.calls.get(stream)
         if call is not None:
             call.stop()
-        elif self.backlog.pop(stream, None) is not None:
-            self.server.queued -= 1
+        else:
+            self._take_back(stream)
+        if self.streams is not None and (receiver := self.streams.forget_receiver(stream)) is not None:
+            receiver.discard()
 
     def sent(self, token: int) -> None:
         super().sent(token)
@@ -436,13 +636,23 @@ class ServerConnection(Connection):
         elif not self.pinned:
             self.be_careful()
 
-    def refused(self, kind: int, stream: int, length: int) -> None:
+    def refused(self, kind: int, flags: int, stream: int, header_length: int, length: int) -> None:
+        limit = self.server.max_message
+        message = f"a payload of {length} bytes is more than the {limit} that this server takes"
         if kind == REQUEST:
             self.server.requests += 1
-            limit = self.server.max_message
-            self._exhausted(
-                stream, "message", f"a payload of {length} bytes is more than the {limit} that this server takes"
-            )
+            if flags & STREAM_IN and self._is_free(stream):
+                self.open_streams().receive(stream).discard()
+                self.careful = True
+            self._exhausted(stream, "message", message)
+        elif kind == DATA:
+            streams = self.open_streams()
+            streams.refused(stream, header_length + length)
+            if stream in streams.receivers:
+                streams.receivers[stream].discard()
+                self.stream_failed(stream, ResourceExhausted(message))
+            else:
+                self.stray_data(stream)
 
     # ---- end
 

@@ -16,7 +16,8 @@
 enum zc_event_kind {
     ZC_EVENT_CLOSED = 32, /* the connection is gone: reason in `method` (enum zc_close), errno in `aux`; its last event */
     ZC_EVENT_SENT,        /* zc_reactor_send's buffers are free again: token in `aux` */
-    ZC_EVENT_REFUSED,     /* a REQUEST or RESPONSE whose payload is over the limit and is being discarded; its length in `payload_length` */
+    ZC_EVENT_REFUSED,     /* a REQUEST, RESPONSE or DATA whose payload is over the limit and is being discarded; its length in `payload_length`,
+                           * its kind in the low byte of `aux`, its header's length above that */
 };
 
 enum zc_close {
@@ -143,6 +144,9 @@ int zc_reactor_submit(struct zc_reactor *reactor, const void *records, uint64_t 
  * will say so (or the connection's CLOSED event); or a negative errno. */
 int zc_reactor_send(struct zc_reactor *reactor, uint64_t connection, const void *head, uint64_t head_length,
                     const struct zc_buffer *buffers, uint32_t count, uint64_t token);
+
+/* Bytes of small frames that wait for the connection's peer to read, or -ENOTCONN. */
+int64_t zc_reactor_queued(struct zc_reactor *reactor, uint64_t connection);
 
 /* Whether this kernel has TCP_ZEROCOPY_RECEIVE: 0, or a negative errno saying why not. */
 int zc_mapping_supported(void);
