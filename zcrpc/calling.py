@@ -168,6 +168,8 @@ class ClientConnection(Connection):
         except BaseException:
             self._failed(pending)
             raise
+        if result is None or type(value) is result.exact:
+            return value
         return self._converted(name, value, result)
 
     async def call_with_items(
@@ -195,7 +197,7 @@ class ClientConnection(Connection):
         finally:
             producer.cancel()
             await asyncio.wait((producer,))
-        return self._converted(name, value, result)
+        return value if result is None else self._converted(name, value, result)
 
     async def open_stream(
         self,
@@ -275,9 +277,7 @@ class ClientConnection(Connection):
         if pending.future.done() and not pending.future.cancelled():
             pending.future.exception()  # seen, should it have failed in the moment of being cancelled
 
-    def _converted(self, name: str, value: Any, result: Converter | None) -> Any:
-        if result is None or type(value) is result.exact:
-            return value
+    def _converted(self, name: str, value: Any, result: Converter) -> Any:
         try:
             return result.convert(value)
         except (msgspec.ValidationError, RecursionError) as error:

@@ -344,31 +344,26 @@ class ServerConnection(Connection):
             self.reply(stream, served, result)
 
     def _may_begin(
-        self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
-    ) -> bool:
-        """Refuses a call that is not to be served, and puts off one that is not to be served now."""
-        return self._is_free(stream) and self._is_admitted(stream, method, 0, deadline_ms, header, payload)
-
-    def _is_free(self, stream: int) -> bool:
-        receivers = self.streams.receivers if self.streams is not None else ()
-        if stream and stream not in self.calls and stream not in self.backlog and stream not in receivers:
-            return True
-        self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
-        return False
-
-    def _is_admitted(
         self,
         stream: int,
         method: int,
-        flags: int,
         deadline_ms: int,
         header: bytes,
         payload: bytes | memoryview,
+        flags: int = 0,
         receiver: Receiver | None = None,
     ) -> bool:
+        """Refuses a call that is not to be served, and puts off one that is not to be served now."""
         server = self.server
         limit = server.max_in_flight
-        if not self.introduced:
+        if (
+            not stream
+            or stream in self.calls
+            or stream in self.backlog
+            or (receiver is None and self._receives(stream))
+        ):
+            self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
+        elif not self.introduced:
             self.violated("a call before it was answered with a hello")
         elif server.closing:
             self.fail(stream, Status.UNAVAILABLE, "the server is going away")
@@ -437,16 +432,10 @@ class ServerConnection(Connection):
         self, stream: int, method: int, flags: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
     ) -> None:
         self.server.requests += 1
-        if not self._is_free(stream):
+        receiver = None
+        if flags & STREAM_IN and (receiver := self._receive(stream)) is None:
             return
-        streams, receiver = self.open_streams(), None
-        if flags & STREAM_IN:
-            if len(streams.receivers) >= 2 * self.server.max_in_flight + _UNENDED:
-                self.violated(f"{len(streams.receivers)} streams of items that were not ended")
-                return
-            receiver = streams.receive(stream)  # until its end, or CANCEL, whatever becomes of the call
-            self.careful = True
-        if self._is_admitted(stream, method, flags, deadline_ms, header, payload, receiver):
+        if self._may_begin(stream, method, deadline_ms, header, payload, flags, receiver):
             self._begin_streams(stream, method, flags, deadline_ms, header, payload, receiver)
         elif stream not in self.backlog:
             release(receiver, None)
@@ -506,6 +495,22 @@ class ServerConnection(Connection):
         else:
             self.reply(stream, served, result)
         release(receiver, sender)
+
+    def _receive(self, stream: int) -> Receiver | None:
+        """Where the items of a call go until their end, or CANCEL, whatever becomes of the call. None if there may be
+        no such call."""
+        streams = self.open_streams()
+        if not stream or stream in streams.receivers:
+            self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
+        elif len(streams.receivers) >= 2 * self.server.max_in_flight + _UNENDED:
+            self.violated(f"{len(streams.receivers)} streams of items that were not ended")
+        else:
+            self.careful = True
+            return streams.receive(stream)
+        return None
+
+    def _receives(self, stream: int) -> bool:
+        return self.streams is not None and stream in self.streams.receivers
 
     def _no_handler(self, method: int) -> ZcrpcError:
         """What is wrong with a request: there is no such method, or it is of another kind."""
@@ -641,9 +646,11 @@ class ServerConnection(Connection):
         message = f"a payload of {length} bytes is more than the {limit} that this server takes"
         if kind == REQUEST:
             self.server.requests += 1
-            if flags & STREAM_IN and self._is_free(stream):
-                self.open_streams().receive(stream).discard()
-                self.careful = True
+            if not self.introduced:
+                self.violated("a call before it was answered with a hello")
+                return
+            if flags & STREAM_IN and (receiver := self._receive(stream)) is not None:
+                receiver.discard()
             self._exhausted(stream, "message", message)
         elif kind == DATA:
             streams = self.open_streams()
