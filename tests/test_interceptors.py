@@ -1,7 +1,9 @@
 """Interceptors around the calls of servers and clients."""
 
 import asyncio
+import gc
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -266,12 +268,205 @@ async def test_without_interceptors_handlers_are_called_as_they_are() -> None:
     assert isinstance(zcrpc.Server(Sums(), interceptors=[around]).handlers[1][1], Intercepted)
 
 
+# ---- streams
+
+
+class Flows(zcrpc.Service):
+    def __init__(self) -> None:
+        self.contexts: list[zcrpc.Context] = []
+        self.ended: list[str] = []
+
+    @zcrpc.method
+    async def count(self, n: int) -> AsyncIterator[int]:
+        call = zcrpc.context()
+        self.contexts.append(call)
+        call.response_metadata["begun"] = "1"
+        try:
+            for number in range(n):
+                assert zcrpc.context() is call
+                yield number
+                await asyncio.sleep(0)
+            call.response_metadata["counted"] = str(n)
+        finally:
+            self.ended.append("count")
+
+    @zcrpc.method
+    async def total(self, items: AsyncIterator[int], times: int = 1) -> int:
+        zcrpc.context().response_metadata["method"] = zcrpc.context().method
+        return times * sum([item async for item in items])
+
+    @zcrpc.method
+    async def double(self, items: AsyncIterator[int]) -> AsyncIterator[int]:
+        async for item in items:
+            yield 2 * item
+        zcrpc.context().response_metadata["saw"] = str(zcrpc.context().metadata.get("k", ""))
+
+    @zcrpc.method
+    async def breaks(self) -> AsyncIterator[int]:
+        yield 1
+        zcrpc.context().response_metadata["k"] = "v"
+        raise zcrpc.DataLoss("gone")
+
+
+async def numbers(n: int) -> AsyncIterator[int]:
+    for number in range(n):
+        yield number
+
+
+class Wraps:
+    """An interceptor that adds to every item, in both directions."""
+
+    def __init__(self, add: int, log: list[str]) -> None:
+        self.add = add
+        self.log = log
+
+    async def each(self, items: AsyncIterator[int]) -> AsyncIterator[int]:
+        try:
+            async for item in items:
+                yield item + self.add
+        finally:
+            self.log.append(f"end {self.add}")
+
+    async def __call__(self, call: zcrpc.Call, proceed: Any) -> Any:
+        self.log.append(f"{call.kind} {self.add}")
+        if call.items is not None:
+            call.items = self.each(call.items)
+        result = await proceed(call)
+        return self.each(result) if call.kind.endswith("r-stream") or call.kind == "bidi-stream" else result + self.add
+
+
+@pytest.mark.parametrize("typed", [True, False])
+async def test_streams_go_through_interceptors_of_both_sides(serving: Serving, typed: bool) -> None:
+    log: list[str] = []
+    async with serving(Flows(), interceptors=[Wraps(1, log)]) as (_, address):
+        async with zcrpc.connect(address, interceptors=[Wraps(100, log)]) as client:
+            flows = client.use(Flows)
+            items: Any = flows.count(3) if typed else client.stream("Flows.count", 3)
+            assert [item async for item in items] == [101, 102, 103]
+            assert log == ["server-stream 100", "server-stream 1", "end 1", "end 100"]
+            log.clear()
+            call: Any = flows.total(numbers(3), times=2) if typed else client.call("Flows.total", numbers(3), times=2)
+            assert await call == 2 * (3 + 3 * 101) + 101
+            assert sorted(log) == ["client-stream 1", "client-stream 100", "end 1", "end 100"]
+            log.clear()
+            items = flows.double(numbers(2)) if typed else client.stream("Flows.double", numbers(2))
+            assert [item async for item in items] == [2 * 101 + 101, 2 * 102 + 101]
+            assert sorted(log) == sorted([f"bidi-stream {n}" for n in (100, 1)] + [f"end {n}" for n in (100, 1)] * 2)
+
+
+@pytest.mark.parametrize("intercepted", [False, True])
+async def test_streams_have_a_context_and_metadata_both_ways(serving: Serving, intercepted: bool) -> None:
+    service = Flows()
+    around = [Wraps(0, [])] if intercepted else []
+    async with serving(service, interceptors=around) as (_, address):
+        async with zcrpc.connect(address, Flows, interceptors=around) as flows:
+            with zcrpc.outgoing(metadata={"k": "v"}, timeout=5) as out:
+                assert [item async for item in flows.count(2)] == [0, 1]
+                assert out.response_metadata == {"begun": "1", "counted": "2"}
+                (call,) = service.contexts
+                assert call.metadata == {"k": "v"}
+                assert call.deadline is not None
+                assert call.deadline < 5
+                assert await flows.total(numbers(4)) == 6
+                assert out.response_metadata == {"method": "Flows.total"}
+                assert [item async for item in flows.double(numbers(2))] == [0, 2]
+                assert out.response_metadata == {"saw": "v"}
+                with pytest.raises(zcrpc.DataLoss) as caught:
+                    _ = [item async for item in flows.breaks()]
+                assert out.response_metadata == caught.value.metadata == {"k": "v"}
+            with pytest.raises(zcrpc.DeadlineExceeded):
+                with zcrpc.outgoing(timeout=0.05):
+                    async for _ in flows.count(1 << 40):
+                        pass
+            await until(lambda: len(service.ended) == 2)
+            assert service.contexts[1].cancelled()
+
+
+@pytest.mark.parametrize("leave", ["break", "aclose", "with", "forget"])
+async def test_leaving_an_intercepted_stream_cancels_the_call(serving: Serving, leave: str) -> None:
+    service, log = Flows(), list[str]()
+    async with serving(service, interceptors=[Wraps(1, log)]) as (server, address):
+        async with zcrpc.connect(address, Flows, interceptors=[Wraps(1, log)]) as flows:
+            stream: Any = flows.count(1 << 40)
+            if leave == "with":
+                async with stream as items:
+                    async for _ in items:
+                        break
+            else:
+                async for _ in stream:
+                    break
+            if leave == "aclose":
+                await stream.aclose()
+                with pytest.raises(StopAsyncIteration):
+                    await anext(stream)
+            del stream
+            gc.collect()
+            await until(lambda: not server.stats().calls)
+            assert service.ended == ["count"]
+            assert service.contexts[0].cancelled()
+            assert log.count("end 1") == 2
+
+
+async def test_stream_refused_by_an_interceptor(serving: Serving) -> None:
+    async def refuse(call: zcrpc.Call, proceed: Any) -> Any:
+        raise zcrpc.PermissionDenied(f"no {call.kind}")
+
+    service = Flows()
+    async with serving(service, interceptors=[refuse]) as (server, address), zcrpc.connect(address, Flows) as flows:
+        with pytest.raises(zcrpc.PermissionDenied, match="no server-stream"):
+            await anext(flows.count(3))
+        with pytest.raises(zcrpc.PermissionDenied, match="no client-stream"):
+            await flows.total(numbers(3))
+        with pytest.raises(zcrpc.PermissionDenied, match="no bidi-stream"):
+            await anext(flows.double(numbers(3)))
+        with pytest.raises(zcrpc.PermissionDenied):
+            await anext(flows.count("not a number"))  # type: ignore[arg-type]
+        assert not service.contexts
+        assert server.stats().calls == 0
+
+
+async def test_client_refuses_a_stream_and_stands_in_for_it(serving: Serving) -> None:
+    async def cached(call: zcrpc.Call, proceed: Any) -> Any:
+        if call.method == "Flows.count":
+            return numbers(2)
+        raise zcrpc.FailedPrecondition("not from here")
+
+    async with serving(Flows()) as (server, address), zcrpc.connect(address, Flows, interceptors=[cached]) as flows:
+        assert [item async for item in flows.count(99)] == [0, 1]
+        stream = flows.double(numbers(3))
+        with pytest.raises(zcrpc.FailedPrecondition):
+            await anext(stream)
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+        assert server.stats().requests == 0
+
+
+async def test_one_consumer_at_a_time(serving: Serving) -> None:
+    gate = asyncio.Event()
+
+    async def waits(call: zcrpc.Call, proceed: Any) -> Any:
+        await gate.wait()
+        return await proceed(call)
+
+    async with serving(Flows()) as (_, address), zcrpc.connect(address, Flows, interceptors=[waits]) as flows:
+        stream = flows.count(1)
+        first = asyncio.ensure_future(anext(stream))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="one consumer at a time"):
+            await anext(stream)
+        gate.set()
+        assert await first == 0
+        await stream.aclose()  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     "test",
     [
         test_the_first_is_the_outermost_on_both_sides,
         test_a_client_changes_metadata_and_deadline_and_reads_what_came_back,
         test_cancelling_goes_through_interceptors_of_both_sides,
+        lambda serving: test_streams_go_through_interceptors_of_both_sides(serving, True),
+        lambda serving: test_streams_have_a_context_and_metadata_both_ways(serving, True),
     ],
 )
 def test_on_uvloop(serving: Serving, test: Any) -> None:
