@@ -18,7 +18,7 @@ def call(service: zcrpc.Service, attribute: str, *arguments: Any, **keywords: An
     plan = plans(type(service))[attribute]
     codec = Codec()
     header, pieces, _ = Codec().encode([arguments, keywords] if keywords else [arguments])
-    positional, named = codec.decode_call(header, b"".join(pieces), plan.buffers)
+    positional, named, _ = codec.decode_call(header, b"".join(pieces), plan.buffers)
     function = getattr(service, attribute)
     if named is None:
         return function(*plan.bind(positional, codec))
@@ -227,7 +227,7 @@ def test_nothing_of_a_payload_is_remembered_after_binding() -> None:
     plan, codec = plans(Everything)["mixed"], Codec()
     payload = bytearray(BIG)
     header, _, _ = Codec().encode([[BIG, 1]])
-    positional, _ = codec.decode_call(header, memoryview(payload), plan.buffers)
+    positional, _, _ = codec.decode_call(header, memoryview(payload), plan.buffers)
     with pytest.raises(zcrpc.InvalidArgument):
         plan.bind(positional, codec)
     positional.clear()

@@ -152,6 +152,8 @@ async def test_streams_by_hand(serving: Serving) -> None:
         ("keep", frame(REQUEST, [[]], method=1, stream=1, flags=STREAM_IN), "stream 1, which is in use"),
         ("keep", frame(REQUEST, [[]], method=1, stream=1), "stream 1, which is in use"),
         ("count", frame(REQUEST, [[1]], method=1, stream=0, flags=STREAM_OUT), "a call on stream 0"),
+        ("add", frame(REQUEST, [[1]], method=1, stream=0, flags=STREAM_IN), "a call on stream 0"),
+        ("keep", frame(REQUEST, [[]], method=1, stream=1, flags=STREAM_OUT), "stream 1, which is in use"),
     ],
 )
 async def test_frames_out_of_place_close_the_connection(

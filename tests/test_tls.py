@@ -112,15 +112,15 @@ async def test_mutual(authority: trustme.CA) -> None:
         async with zcrpc.connect(address, Store, ssl=ours) as store:
             assert await store.add(1, 2) == 3
             (connection,) = server._connections
-            assert connection.peer_certificate is not None
-            assert ("email", "alice@example.org") in connection.peer_certificate["subjectAltName"]
+            assert connection.caller.certificate is not None
+            assert ("email", "alice@example.org") in connection.caller.certificate["subjectAltName"]
 
 
 async def test_the_server_is_told_of_no_certificate_where_none_was_asked_for(authority: trustme.CA) -> None:
     async with serving(server_context(authority)) as (server, address, _):
         async with zcrpc.connect(address, Store, ssl=client_context(authority)):
             (connection,) = server._connections
-            assert connection.peer_certificate is None
+            assert connection.caller.certificate is None
 
 
 # ---- those who are refused

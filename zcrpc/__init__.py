@@ -21,6 +21,8 @@ from zcrpc import locks
 from zcrpc.backoff import Backoff
 from zcrpc.channel import State
 from zcrpc.client import Client, connect
+from zcrpc.context import Context, Outgoing, context, detached, outgoing
+from zcrpc.credentials import Credentials, Process
 from zcrpc.errors import (
     Aborted,
     AlreadyExists,
@@ -41,6 +43,7 @@ from zcrpc.errors import (
     Unknown,
     ZcrpcError,
 )
+from zcrpc.interceptors import Call, IncomingCall, OutgoingCall
 from zcrpc.regions import RegionMap
 from zcrpc.retries import Retries
 from zcrpc.server import Server
@@ -53,16 +56,23 @@ __all__ = [
     "Aborted",
     "AlreadyExists",
     "Backoff",
+    "Call",
     "Cancelled",
     "Client",
+    "Context",
+    "Credentials",
     "DataLoss",
     "DeadlineExceeded",
     "FailedPrecondition",
+    "IncomingCall",
     "Internal",
     "InvalidArgument",
     "NotFound",
     "OutOfRange",
+    "Outgoing",
+    "OutgoingCall",
     "PermissionDenied",
+    "Process",
     "RegionMap",
     "ResourceExhausted",
     "Retries",
@@ -77,8 +87,11 @@ __all__ = [
     "Unknown",
     "ZcrpcError",
     "connect",
+    "context",
+    "detached",
     "locks",
     "method",
+    "outgoing",
     "run",
 ]
 

@@ -9,15 +9,27 @@ import contextlib
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import Any, Final, Protocol, cast
 
 import msgspec
 
+from zcrpc import metadata
 from zcrpc._native import lib
 from zcrpc.codec import BYTES, VIEWS, HeaderError
 from zcrpc.connection import Connection
-from zcrpc.errors import DeadlineExceeded, Internal, ResourceExhausted, Status, Unavailable, Unimplemented, ZcrpcError
+from zcrpc.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    Status,
+    Unavailable,
+    Unimplemented,
+    ZcrpcError,
+)
 from zcrpc.keepalive import Watch, Watching
+from zcrpc.metadata import NOTHING, Metadata
 from zcrpc.reactor import Reactor
 from zcrpc.service import Converter, Items
 from zcrpc.streams import Receiver, is_stream, split
@@ -31,16 +43,23 @@ _MOST_MS: Final = _STREAMS - 1
 _UNWATCHED: Final = Watching()
 
 
+class MetadataReader(Protocol):
+    """Who wants to know what comes with an answer."""
+
+    response_metadata: Metadata
+
+
 class Pending:
     """A call that waits for its answer."""
 
-    __slots__ = ("buffers", "connection", "future", "stream", "tick", "token")
+    __slots__ = ("buffers", "connection", "future", "reader", "stream", "tick", "token")
 
-    def __init__(self, connection: ClientConnection, stream: int, buffers: int) -> None:
+    def __init__(self, connection: ClientConnection, stream: int, buffers: int, reader: MetadataReader | None) -> None:
         self.connection = connection
         self.stream = stream
         self.buffers = buffers  # how those of the result are decoded
         self.future: asyncio.Future[Any] = connection.reactor.loop.create_future()
+        self.reader = reader
         self.tick = 0
         self.token = 0
 
@@ -170,44 +189,51 @@ class ClientConnection(Connection):
     async def call(
         self,
         name: str,
-        arguments: tuple[Any, ...],
+        arguments: Sequence[Any],
         keywords: dict[str, Any],
         timeout: float | None,
         result: Converter | None,
+        sent_along: Metadata | None = None,
+        reader: MetadataReader | None = None,
     ) -> Any:
-        """One call, from encoding to the converted result."""
+        """One call, from encoding to the converted result. sent_along: its metadata. reader: is told what came with the
+        answer."""
         until = None if timeout is None else self.reactor.loop.time() + timeout
         if self.waiting or len(self.pending) + self._granted >= self.peer.limits.in_flight:
             await self._turn_to_call(until)
         try:
-            pending = self._begin(
-                name, arguments, keywords, until, VIEWS if result is not None and result.views else BYTES
-            )
+            buffers = VIEWS if result is not None and result.views else BYTES
+            pending = self._begin(name, arguments, keywords, sent_along, reader, until, buffers)
         except TypeError:
             if not any(map(is_stream, (*arguments, *keywords.values()))):
                 raise
-            return await self.call_with_items(name, *split(arguments, keywords), until, result)
+            arguments, keywords, items = split(tuple(arguments), keywords)
+            return await self.call_with_items(name, arguments, keywords, items, until, result, sent_along, reader)
         try:
             value = await pending.future
         except BaseException:
             self._failed(pending)
             raise
+        if result is None or type(value) is result.exact:
+            return value
         return self._converted(name, value, result)
 
     async def call_with_items(
         self,
         name: str,
-        arguments: tuple[Any, ...],
+        arguments: Sequence[Any],
         keywords: dict[str, Any],
         items: Any,
         until: float | None,
         result: Converter | None,
+        sent_along: Metadata | None = None,
+        reader: MetadataReader | None = None,
     ) -> Any:
         """One call with a stream of items. When it is over, for whatever reason, so is their producer."""
         if self.waiting or len(self.pending) + self._granted >= self.peer.limits.in_flight:
             await self._turn_to_call(until)
         buffers = VIEWS if result is not None and result.views else BYTES
-        pending = self._begin(name, arguments, keywords, until, buffers, STREAM_IN)
+        pending = self._begin(name, arguments, keywords, sent_along, reader, until, buffers, STREAM_IN)
         producer = self._produce(pending, name, items)
         try:
             value = await pending.future
@@ -217,22 +243,24 @@ class ClientConnection(Connection):
         finally:
             producer.cancel()
             await asyncio.wait((producer,))
-        return self._converted(name, value, result)
+        return value if result is None else self._converted(name, value, result)
 
     async def open_stream(
         self,
         name: str,
-        arguments: tuple[Any, ...],
+        arguments: Sequence[Any],
         keywords: dict[str, Any],
         items: Any,
         until: float | None,
         expected: Items,
+        sent_along: Metadata | None = None,
+        reader: MetadataReader | None = None,
     ) -> Incoming:
         """Begins a call with a stream of results; `items`: those that are sent, or None."""
         if self.waiting or len(self.pending) + self._granted >= self.peer.limits.in_flight:
             await self._turn_to_call(until)
         flags = STREAM_OUT if items is None else STREAM_OUT | STREAM_IN
-        pending = self._begin(name, arguments, keywords, until, BYTES, flags)
+        pending = self._begin(name, arguments, keywords, sent_along, reader, until, BYTES, flags)
         receiver = self.open_streams().receive(pending.stream)
         receiver.expect(expected)
         incoming = Incoming(self, pending, receiver)
@@ -244,8 +272,10 @@ class ClientConnection(Connection):
     def _begin(
         self,
         name: str,
-        arguments: tuple[Any, ...],
+        arguments: Sequence[Any],
         keywords: dict[str, Any],
+        sent_along: Metadata | None,
+        reader: MetadataReader | None,
         until: float | None,
         buffers: int,
         flags: int = 0,
@@ -256,7 +286,7 @@ class ClientConnection(Connection):
         method = self.methods.get(name)
         if method is None:
             raise Unimplemented(f"{self.name} has no method {name!r}")
-        header, pieces, length = self._encode(name, arguments, keywords)
+        header, pieces, length = self._encode(name, arguments, keywords, sent_along)
         limits = self.peer.limits
         if len(header) > limits.header or length > limits.payload:
             self.check_size(header, length, f"the arguments of {name}()")
@@ -264,8 +294,10 @@ class ClientConnection(Connection):
         while stream in self.pending or stream == _STREAMS:
             stream = stream + 1 if stream < _STREAMS else 1
         self._next_stream = stream
-        pending = Pending(self, stream, buffers)
+        pending = Pending(self, stream, buffers, reader)
         self.requests += 1
+        if reader is not None:
+            reader.response_metadata = NOTHING
         deadline_ms = 0
         if until is not None:
             left = until - self.reactor.loop.time()
@@ -289,9 +321,7 @@ class ClientConnection(Connection):
         if pending.future.done() and not pending.future.cancelled():
             pending.future.exception()  # seen, should it have failed in the moment of being cancelled
 
-    def _converted(self, name: str, value: Any, result: Converter | None) -> Any:
-        if result is None or type(value) is result.exact:
-            return value
+    def _converted(self, name: str, value: Any, result: Converter) -> Any:
         try:
             return result.convert(value)
         except (msgspec.ValidationError, RecursionError) as error:
@@ -316,8 +346,14 @@ class ClientConnection(Connection):
         return self.reactor.loop.create_task(produce())
 
     def _encode(
-        self, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]
+        self, name: str, arguments: Sequence[Any], keywords: dict[str, Any], sent_along: Metadata | None
     ) -> tuple[bytes, list[bytes | memoryview], int]:
+        if sent_along:
+            try:
+                raw = metadata.encode(sent_along, self.peer.limits.metadata, f"the call of {name}()")
+            except metadata.MetadataError as error:
+                raise InvalidArgument(str(error)) from None
+            return self.reactor.codec.encode([arguments, keywords, raw])
         if keywords:
             return self.reactor.codec.encode([arguments, keywords])
         if arguments:
@@ -402,14 +438,27 @@ class ClientConnection(Connection):
             return
         if type(parts) is not list or not parts:
             pending.future.set_exception(Internal(f"{self.name}: a response is no [result]"))
-        else:
-            pending.future.set_result(parts[0])
+            return
+        if len(parts) > 1 and parts[1] is not None:
+            try:
+                carried = metadata.decode(parts[1], self.limits.metadata, "a response")
+            except metadata.MetadataError as error:
+                pending.future.set_exception(Internal(f"{self.name}: {error}"))
+                return
+            except ResourceExhausted as error:
+                pending.future.set_exception(error)
+                return
+            if pending.reader is not None:
+                pending.reader.response_metadata = carried
+        pending.future.set_result(parts[0])
 
     def error(self, stream: int, status: int, header: bytes, unprocessed: bool) -> None:
         pending = self.pending.get(stream)
         if pending is not None:
             error = self.decode_error(status, header)
             error.unprocessed = unprocessed
+            if pending.reader is not None:
+                pending.reader.response_metadata = error.metadata
             self._fail(pending, error)
 
     def refused(self, kind: int, flags: int, stream: int, header_length: int, length: int) -> None:

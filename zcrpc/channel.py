@@ -27,7 +27,8 @@ from zcrpc.retries import Budget, Retries
 from zcrpc.streams import is_stream
 
 if TYPE_CHECKING:
-    from zcrpc.calling import ClientConnection
+    from zcrpc.calling import ClientConnection, MetadataReader
+    from zcrpc.metadata import Metadata
     from zcrpc.service import Converter
 
 _log = logging.getLogger("zcrpc.client")
@@ -111,6 +112,7 @@ class Endpoint:
                 self._failed(error)
             except Exception as error:
                 _log.exception("%s: connecting failed", self.name)
+                self._channel.mistake = error
                 self._failed(Unavailable(f"{self.name}: {type(error).__name__}: {error}"))
             else:
                 break
@@ -204,6 +206,7 @@ class Channel:
         self.requests = self.errors = 0  # over connections that are gone
         self.endpoints: dict[str, Endpoint] = {}
         self.unresolved: dict[str, ZcrpcError | None] = {}  # names that have no endpoint yet, and why
+        self.mistake: Exception | None = None  # what was raised while connecting, and is no matter of the network
         self.trouble = asyncio.Event()  # an endpoint cannot be reached
         self._leaving: list[Endpoint] = []  # not to be used any more, but with calls in flight
         self._retries = retries
@@ -281,6 +284,11 @@ class Channel:
 
     # ---- calls
 
+    @property
+    def peer(self) -> str:
+        """Whom calls go to: the server, or servers."""
+        return self._only.name if self._only is not None else ", ".join((*self.endpoints, *self.unresolved))
+
     def connection(self) -> ClientConnection:
         """The one for the next call. Raises what a call would fail with if none is ready."""
         if self._only is not None:
@@ -328,6 +336,8 @@ class Channel:
         result: Converter | None,
         idempotent: bool = False,
         wait_for_ready: bool | None = None,
+        sent_along: Metadata | None = None,
+        reader: MetadataReader | None = None,
     ) -> Any:
         """One call, made again as often as `Retries` says. See `ClientConnection.call`."""
         connection = self._only
@@ -336,7 +346,7 @@ class Channel:
             connection = await self.connected(until, wait_for_ready)
             timeout = self._left(until)
         try:
-            return await connection.call(name, arguments, keywords, timeout, result)
+            return await connection.call(name, arguments, keywords, timeout, result, sent_along, reader)
         except ZcrpcError as error:
             # Items can be produced only once.
             if self._retries is None or any(map(is_stream, (*arguments, *keywords.values()))):
@@ -346,7 +356,8 @@ class Channel:
         while True:
             connection = await again.connection(failure, connection)
             try:
-                return await connection.call(name, arguments, keywords, self._left(until), result)
+                left = self._left(until)
+                return await connection.call(name, arguments, keywords, left, result, sent_along, reader)
             except ZcrpcError as error:
                 failure = error
 
@@ -358,12 +369,14 @@ class Channel:
         items: Any,
         timeout: float | None,
         result: Converter | None,
-        wait_for_ready: bool | None,
+        wait_for_ready: bool | None = None,
+        sent_along: Metadata | None = None,
+        reader: MetadataReader | None = None,
     ) -> Any:
         """One call with a stream of items. It is not made again, since items can be produced only once."""
         until = None if timeout is None else self.loop.time() + timeout
         connection = await self.connected(until, wait_for_ready)
-        return await connection.call_with_items(name, arguments, keywords, items, until, result)
+        return await connection.call_with_items(name, arguments, keywords, items, until, result, sent_along, reader)
 
     async def connected(self, until: float | None, wait_for_ready: bool | None) -> ClientConnection:
         """A ready connection for the next call. See `wait`."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import weakref
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from ssl import SSLContext
 from types import TracebackType
@@ -27,16 +28,20 @@ from zcrpc.balancing import PICKERS, Balance
 from zcrpc.calibration import Receive
 from zcrpc.calling import ClientConnection
 from zcrpc.channel import Channel, Dial, State
+from zcrpc.context import SCOPE, settle
+from zcrpc.credentials import Token, check_token
 from zcrpc.dialing import Dialer
-from zcrpc.errors import DeadlineExceeded
+from zcrpc.errors import DeadlineExceeded, ZcrpcError
+from zcrpc.interceptors import Interceptor, Kind, OutgoingCall, chain, check
 from zcrpc.keepalive import Watching
+from zcrpc.metadata import DEFAULT_LIMIT, Metadata
 from zcrpc.pool import Options, Pool
 from zcrpc.reactor import ReactorOptions
 from zcrpc.resolution import Found, Resolution
 from zcrpc.retries import Retries
 from zcrpc.service import Converter, Items, Plan, Service, converter, items, plans
 from zcrpc.stats import Stats, collect
-from zcrpc.streaming import Stream
+from zcrpc.streaming import InterceptedStream, Stream
 from zcrpc.streams import split
 from zcrpc.wire import CONNECTION_WINDOW, STREAM_WINDOW, Limits
 
@@ -54,12 +59,15 @@ class Client:
     """Calls to a server, or to several that do the same, over connections that are made again when they are lost. Made
     by `connect`."""
 
-    __slots__ = ("_channel", "_dialer", "_last", "_pool", "_shut", "_tasks")
+    __slots__ = ("_channel", "_dialer", "_last", "_pool", "_proceed", "_shut", "_tasks")
 
-    def __init__(self, pool: Pool, channel: Channel, dialer: Dialer) -> None:
+    def __init__(
+        self, pool: Pool, channel: Channel, dialer: Dialer, interceptors: tuple[Interceptor, ...] = ()
+    ) -> None:
         self._pool = pool
         self._channel = channel
         self._dialer = dialer
+        self._proceed = chain(interceptors, self._call_intercepted) if interceptors else None
         self._tasks: list[asyncio.Task[None]] = []
         self._shut = False
         self._last: Stats | None = None
@@ -85,6 +93,7 @@ class Client:
         /,
         *arguments: Any,
         timeout: float | None = None,
+        metadata: Metadata | None = None,
         returns: Any = None,
         idempotent: bool = False,
         wait_for_ready: bool | None = None,
@@ -92,23 +101,87 @@ class Client:
     ) -> Awaitable[Any]:
         """Calls "Service.method". Cancelling the awaiting task cancels the handler.
 
-        timeout: seconds until DeadlineExceeded; the server is told what is left. returns: a type that the result is
-        converted to and checked against; `memoryview` for a view over what was received, without a copy. Raises what
-        the server answered, Unavailable if the connection is lost meanwhile. Buffers of 16 KiB or more are sent by
-        reference: they must not change until the call is over.
+        timeout: seconds until DeadlineExceeded; the server is told what is left. In a handler, the time that is left to
+        the call that it serves is the most. metadata: sent along for `zcrpc.context().metadata`; see `zcrpc.outgoing`
+        for what comes back. returns: a type that the result is converted to and checked against; `memoryview` for a
+        view over what was received, without a copy. Raises what the server answered, Unavailable if the connection is
+        lost meanwhile. Buffers of 16 KiB or more are sent by reference: they must not change until the call is over.
 
         idempotent: to run the handler twice does no more than to run it once, so the call may be made again when it is
         not known whether it was served; see `Retries`. wait_for_ready: wait while no server can be reached, instead of
         failing at once; None: as `connect` was told.
         """
-        return self._channel.call(
-            method,
-            arguments,
-            keywords,
-            timeout,
-            None if returns is None else _converter(returns),
-            idempotent,
-            wait_for_ready,
+        expected = None if returns is None else _converter(returns)
+        return self._begin(method, arguments, keywords, timeout, metadata, expected, None, idempotent, wait_for_ready)
+
+    def _begin(
+        self,
+        method: str,
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        timeout: float | None,
+        metadata: Metadata | None,
+        result: Converter | None,
+        source: Any = None,
+        idempotent: bool = False,
+        wait_for_ready: bool | None = None,
+    ) -> Awaitable[Any]:
+        """A call as it was asked for, with what surrounds it. source: its stream of items, where that is known."""
+        scope = SCOPE.get()
+        out = None
+        if scope is not None:
+            timeout, metadata, out = settle(scope, timeout, metadata)
+        channel = self._channel
+        if self._proceed is not None:
+            if source is None:
+                arguments, keywords, source = split(arguments, keywords)
+            kind: Kind = "unary" if source is None else "client-stream"
+            return self._proceed(
+                OutgoingCall(
+                    channel.peer,
+                    method,
+                    kind,
+                    arguments,
+                    keywords,
+                    source,
+                    timeout,
+                    metadata,
+                    result,
+                    out,
+                    idempotent,
+                    wait_for_ready,
+                )
+            )
+        if source is None:
+            return channel.call(method, arguments, keywords, timeout, result, idempotent, wait_for_ready, metadata, out)
+        return channel.call_with_items(
+            method, arguments, keywords, source, timeout, result, wait_for_ready, metadata, out
+        )
+
+    async def _call_intercepted(self, call: OutgoingCall) -> Any:
+        """What is behind the last interceptor."""
+        channel, waits = self._channel, call.wait_for_ready
+        method, arguments, keywords, source = call.method, tuple(call.arguments), call.keywords, call.items
+        if call.kind in ("server-stream", "bidi-stream"):
+            stream = Stream[Any](
+                channel, method, arguments, keywords, source, call.deadline, call.expected, waits, call.metadata, call
+            )
+            call.opened.append(weakref.ref(stream))
+            return stream
+        if source is None:
+            return await channel.call(
+                method,
+                arguments,
+                keywords,
+                call.deadline,
+                call.expected,
+                call.idempotent,
+                waits,
+                call.metadata,
+                call,
+            )
+        return await channel.call_with_items(
+            method, arguments, keywords, source, call.deadline, call.expected, waits, call.metadata, call
         )
 
     def stream(
@@ -117,6 +190,7 @@ class Client:
         /,
         *arguments: Any,
         timeout: float | None = None,
+        metadata: Metadata | None = None,
         returns: Any = Any,
         wait_for_ready: bool | None = None,
         **keywords: Any,
@@ -126,8 +200,9 @@ class Client:
         An asynchronous iterable among the arguments is sent as the stream of items that the method takes; a buffer
         that it yields may be used again when it is asked for the next item. timeout: seconds until DeadlineExceeded,
         from the first item that is asked for to the end. returns: what each item is converted to and checked against.
+        metadata: as for `call`; what comes back is there when the stream has ended.
         """
-        return self._stream(method, *split(arguments, keywords), timeout, items(returns), wait_for_ready)
+        return self._stream(method, *split(arguments, keywords), timeout, metadata, items(returns), wait_for_ready)
 
     def _stream(
         self,
@@ -136,14 +211,37 @@ class Client:
         keywords: dict[str, Any],
         source: Any,
         timeout: float | None,
+        metadata: Metadata | None,
         expected: Items,
         wait_for_ready: bool | None,
     ) -> Stream[Any]:
-        return Stream(self._channel, name, arguments, keywords, source, timeout, expected, wait_for_ready)
+        scope = SCOPE.get()
+        out = None
+        if scope is not None:
+            timeout, metadata, out = settle(scope, timeout, metadata)
+        channel = self._channel
+        if self._proceed is not None:
+            kind: Kind = "server-stream" if source is None else "bidi-stream"
+            make = functools.partial(
+                OutgoingCall,
+                channel.peer,
+                name,
+                kind,
+                arguments,
+                keywords,
+                source,
+                timeout,
+                metadata,
+                expected,
+                out,
+                wait_for_ready=wait_for_ready,
+            )
+            return InterceptedStream(channel, self._proceed, make)
+        return Stream(channel, name, arguments, keywords, source, timeout, expected, wait_for_ready, metadata, out)
 
     def use(self, service: type[S]) -> S:
         """An object with the methods of a service class, each a call over this connection; all take `timeout=`
-        besides."""
+        and `metadata=` besides."""
         return cast(S, _proxy_class(service)(self))
 
     async def ping(self, timeout: float | None = None) -> float:
@@ -168,7 +266,6 @@ class Client:
             requests=channel.requests + sum(each.requests for each in current),
             errors=channel.errors + sum(each.errors for each in current),
             calls=sum(len(each.pending) for each in current),
-            refused=0,
         )
 
     async def close(self) -> None:
@@ -207,7 +304,12 @@ class Client:
                 self._spread(address)
         # Each attempt has the timeout already.
         until = None if timeout is None or not channel.wait_for_ready else channel.loop.time() + timeout
-        await channel.wait(until, channel.wait_for_ready)
+        try:
+            await channel.wait(until, channel.wait_for_ready)
+        except ZcrpcError:
+            if channel.mistake is not None:
+                raise channel.mistake from None
+            raise
 
     def _spread(self, address: Address) -> None:
         """Calls go to all servers that an address stands for."""
@@ -230,7 +332,7 @@ class _Proxy:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._call = client._channel.call
+        self._call = client._begin
 
     def close(self) -> Awaitable[None]:
         return self._client.close()
@@ -268,35 +370,37 @@ def _proxy_method(service: type[Service], plan: Plan) -> Callable[..., Any]:
         /,
         *arguments: Any,
         timeout: float | None = None,
+        metadata: Metadata | None = None,
         idempotent: bool = safe,
         wait_for_ready: bool | None = None,
         **keywords: Any,
     ) -> Awaitable[Any]:
-        return self._call(name, arguments, keywords, timeout, result, idempotent, wait_for_ready)
+        return self._call(name, arguments, keywords, timeout, metadata, result, None, idempotent, wait_for_ready)
 
     def call_with_items(
         self: _Proxy,
         /,
         *arguments: Any,
         timeout: float | None = None,
+        metadata: Metadata | None = None,
         wait_for_ready: bool | None = None,
         **keywords: Any,
     ) -> Awaitable[Any]:
         arguments, source = plan.take_items(arguments, keywords)
-        channel = self._client._channel
-        return channel.call_with_items(name, arguments, keywords, source, timeout, result, wait_for_ready)
+        return self._call(name, arguments, keywords, timeout, metadata, result, source, False, wait_for_ready)
 
     def call_stream(
         self: _Proxy,
         /,
         *arguments: Any,
         timeout: float | None = None,
+        metadata: Metadata | None = None,
         wait_for_ready: bool | None = None,
         **keywords: Any,
     ) -> Stream[Any]:
         assert outgoing is not None
         arguments, source = plan.take_items(arguments, keywords)
-        return self._client._stream(name, arguments, keywords, source, timeout, outgoing, wait_for_ready)
+        return self._client._stream(name, arguments, keywords, source, timeout, metadata, outgoing, wait_for_ready)
 
     call = call_stream if outgoing is not None else call_with_items if plan.incoming is not None else call_unary
     original = getattr(service, plan.attribute)
@@ -362,7 +466,10 @@ class ConnectOptions(TypedDict, total=False):
     map_from: int
     stream_window: int
     connection_window: int
+    max_metadata: int
     stall_timeout: float
+    interceptors: Sequence[Interceptor]
+    token: Token | None
 
 
 @overload
@@ -396,7 +503,10 @@ def connect(
     map_from: int = 64 << 10,
     stream_window: int = STREAM_WINDOW,
     connection_window: int = CONNECTION_WINDOW,
+    max_metadata: int = DEFAULT_LIMIT,
     stall_timeout: float = 30.0,
+    interceptors: Sequence[Interceptor] = (),
+    token: Token | None = None,
 ) -> Connecting[Any]:
     """Connects to tcp://host:port or unix://path, or to several of them.
 
@@ -417,10 +527,18 @@ def connect(
     idle_timeout: seconds without a call after which a connection is closed; the next call makes it again.
     ssl: connects by TLS; `ssl.create_default_context()` will do. What is received is then copied.
     server_hostname: whom the certificate has to be for, if not for the address's host.
+    token: what the server's `authenticate` is shown, or a function, plain or async, that gives it whenever a connection
+        is made; without TLS it travels in the clear.
+    interceptors: functions around every call, the outermost first; see zcrpc/interceptors.py.
 
     The other options are those of `Server`, for results. Raises Unavailable if there is nobody, DeadlineExceeded if it
-    takes too long, ResourceExhausted if the server has too many connections.
+    takes too long, ResourceExhausted if the server has too many connections, Unauthenticated if it does not accept this
+    client.
     """
+    check_token(token)
+    if max_metadata < 0:
+        raise ValueError(f"max_metadata={max_metadata}: must not be negative")
+    around = check(interceptors)
     calibration.validate(receive)
     addresses = parse_all(address)
     if balance not in PICKERS:
@@ -436,6 +554,7 @@ def connect(
         in_flight=1,
         stream_window=stream_window,
         connection_window=connection_window,
+        metadata=max_metadata,
     )
     options = Options(
         locks=locks,
@@ -480,8 +599,9 @@ def connect(
             tls=ssl,
             server_hostname=server_hostname,
             watching=watching,
+            token=token,
         )
-        client = Client(pool, channel, dialer)
+        client = Client(pool, channel, dialer, around)
         try:
             await client._open(addresses, balance, timeout)
         except BaseException:

@@ -262,25 +262,30 @@ class Codec:
 
     def decode_call(
         self, header: bytes, payload: bytes | memoryview, buffers: int
-    ) -> tuple[list[Any], dict[str, Any] | None]:
-        """Arguments and keywords of a request, with a short cut where the only argument is the whole payload."""
+    ) -> tuple[list[Any], dict[str, Any] | None, Any]:
+        """Arguments, keywords and metadata of a request, with a short cut where the only argument is the whole payload.
+        Metadata is not checked yet; None for none."""
         if len(header) == _SINGLE_CALL_SIZE:
             prefix, code, offset, length = _single_call.unpack(header)
             if prefix == _SINGLE_CALL and offset == 0 and length == len(payload) and buffers != REMEMBERED:
                 if code == FROM_BUFFER or (code == FROM_BYTES and buffers):
-                    return [memoryview(payload)], None
+                    return [memoryview(payload)], None, None
                 if code == FROM_BYTES:
-                    return [bytes(payload)], None
+                    return [bytes(payload)], None, None
         if not header:
-            return [], None
+            return [], None, None
         call = self.decode(header, payload, buffers)
         if type(call) is not list or not call or type(call[0]) is not list:
-            raise HeaderError("the header of a request is [arguments] or [arguments, keywords]")
-        if len(call) == 1 or not call[1]:
-            return call[0], None
+            raise HeaderError("the header of a request is [arguments], [arguments, keywords], or these and metadata")
+        count = len(call)
+        if count == 1:
+            return call[0], None, None
+        metadata = call[2] if count > 2 else None
+        if not call[1]:
+            return call[0], None, metadata
         if type(call[1]) is not dict:
             raise HeaderError("keywords are a map")
-        return call[0], call[1]
+        return call[0], call[1], metadata
 
     def forget(self) -> None:
         """Lets go of what was remembered; it keeps the payload alive."""

@@ -5,6 +5,7 @@ Which calls there are is for the two ends to know: `ServerConnection` in server.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import ssl
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from zcrpc import metadata
 from zcrpc._native import lib
 from zcrpc.codec import COPY_BELOW, HeaderError
 from zcrpc.errors import ResourceExhausted, Status, Unavailable, ZcrpcError, from_status
@@ -84,10 +86,12 @@ class Connection:
     __slots__ = (
         "_reference_from",
         "ended",
+        "introduced",
         "limits",
         "log",
         "name",
         "number",
+        "own",
         "peer",
         "pinned",
         "pins",
@@ -96,11 +100,24 @@ class Connection:
         "watched",
     )
 
-    def __init__(self, reactor: Reactor, fd: int, mapping: bool, hello: Hello, name: str, log: logging.Logger) -> None:
-        """Takes over a connected socket and greets the peer. On an error the fd is still the caller's."""
+    def __init__(
+        self,
+        reactor: Reactor,
+        fd: int,
+        mapping: bool,
+        hello: Hello,
+        name: str,
+        log: logging.Logger,
+        *,
+        introduce: bool = True,
+    ) -> None:
+        """Takes over a connected socket and greets the peer, unless that is left for later. On an error the fd is still
+        the caller's."""
         self.reactor = reactor
         self.name = name
         self.log = log
+        self.own = hello
+        self.introduced = False  # the own hello has been sent
         self.peer: Hello = _UNKNOWN
         self.limits = hello.limits
         self.streams: Streams | None = None  # there are none yet
@@ -109,9 +126,9 @@ class Connection:
         self.ended: str | None = None  # why, once it is closed or being closed
         self.watched: Watch | None = None
         self._reference_from = 1 << 63
-        header = encode_hello(hello)
         self.number = reactor.add(fd, self, mapping)
-        self.send(HELLO, 0, header=header)
+        if introduce:
+            self.introduce(hello)
 
     def __str__(self) -> str:
         return self.name
@@ -122,6 +139,13 @@ class Connection:
         return self.peer is not _UNKNOWN
 
     # ---- out
+
+    def introduce(self, hello: Hello) -> None:
+        """Sends the hello, before which nothing may be sent."""
+        self.introduced = True
+        self.send(HELLO, 0, header=encode_hello(hello))
+        if hello.token:
+            self.own = dataclasses.replace(hello, token="")  # nobody needs it any more
 
     def send(
         self,
@@ -174,32 +198,30 @@ class Connection:
 
     def send_flagged(self, kind: int, stream: int, status: int, message: str) -> None:
         """An ERROR or GOAWAY with FLAG_UNPROCESSED."""
-        header = _encode([_shorten(message)])
-        self.reactor.pieces += (
-            RECORD_FRAME.pack(
-                self.number, FRAME.size + len(header), 0, kind, FLAG_UNPROCESSED, status, stream, len(header), 0, 0
-            ),
-            header,
-        )
-        self.reactor.wake()
+        self.send(kind, stream, status, 0, _encode([_shorten(message)]), flags=FLAG_UNPROCESSED)
 
     def send_refusal(self, stream: int, status: int, message: str) -> None:
         """Ends a call that no handler has seen, and says so."""
         self.send_flagged(ERROR, stream, status, message)
 
-    def send_error(self, stream: int, status: int, message: str, details: Any = None) -> None:
-        """Ends a call with a status."""
-        parts = [_shorten(message)]
-        header = b""
+    def send_error(
+        self, stream: int, status: int, message: str, details: Any = None, metadata: msgspec.Raw | None = None
+    ) -> None:
+        """Ends a call with a status. Details that cannot be sent are left out."""
+        message = _shorten(message)
+        header = _encode([message] if metadata is None else [message, None, metadata])
+        if metadata is not None and len(header) > self.peer.limits.header:
+            self.log.warning("%s: the metadata of an error cannot be sent: it has %d bytes", self, len(header))
+            header, metadata = _encode([message]), None
         if details is not None:
             try:
-                header = _encode([*parts, details])
-                if len(header) > self.peer.limits.header:
-                    raise ValueError(f"{len(header)} bytes")
+                detailed = _encode([message, details] if metadata is None else [message, details, metadata])
+                if len(detailed) > self.peer.limits.header:
+                    raise ValueError(f"{len(detailed)} bytes")
+                header = detailed
             except (TypeError, ValueError, OverflowError, RecursionError) as error:
                 self.log.warning("%s: the details of an error cannot be sent: %s", self, error)
-                header = b""
-        self.send(ERROR, stream, status, 0, header or _encode(parts))
+        self.send(ERROR, stream, status, 0, header)
 
     def send_cancel(self, stream: int, token: int = 0) -> None:
         """Says that a call's answer is not wanted any more; if the call itself is still being sent under `token`, after
@@ -226,7 +248,9 @@ class Connection:
         self.send(PING, 0, header=header)
 
     def send_goaway(self, status: Status, message: str) -> None:
-        """Asks for no more calls."""
+        """Asks for no more calls. A peer that knows nothing of this side yet is told no more than it must."""
+        if not self.introduced:
+            self.introduce(dataclasses.replace(self.own, methods={}))
         self.send(GOAWAY, 0, status, 0, _encode([_shorten(message)]))
 
     def disconnect(self, why: str) -> None:
@@ -345,6 +369,8 @@ class Connection:
         """Answers."""
         if len(header) > PING_LIMIT:
             self.violated(f"a ping of {len(header)} bytes")
+        elif not self.introduced:
+            self.violated("a ping before it was answered with a hello")
         else:
             self.send(PONG, 0, header=header)
 
@@ -394,15 +420,24 @@ class Connection:
         """The exception that an error frame or a goaway stands for."""
         message: Any = ""
         details: Any = None
+        carried: Any = None
         if header:
             try:
                 parts = self.reactor.codec.decode(header)
-            except HeaderError as error:
-                self.log.warning("%s: an error's header does not decode: %s", self, error)
+            except HeaderError as wrong:
+                self.log.warning("%s: an error's header does not decode: %s", self, wrong)
                 parts = None
             if type(parts) is list and parts:
                 message, details = parts[0], parts[1] if len(parts) > 1 else None
-        return from_status(status, message if type(message) is str else "", details)
+                if len(parts) > 2:
+                    carried = parts[2]
+        error = from_status(status, message if type(message) is str else "", details)
+        if carried is not None:
+            try:
+                error.metadata = metadata.decode(carried, self.limits.metadata, "an error")
+            except (metadata.MetadataError, ResourceExhausted) as wrong:
+                self.log.warning("%s: %s", self, wrong)
+        return error
 
     def loss(self, unprocessed: bool = False) -> Unavailable:
         """What calls fail with when the connection is gone."""

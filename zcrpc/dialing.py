@@ -12,6 +12,7 @@ from typing import Any
 from zcrpc._native import lib
 from zcrpc.address import Address
 from zcrpc.calling import ClientConnection
+from zcrpc.credentials import Token, present
 from zcrpc.errors import DeadlineExceeded, Unavailable, ZcrpcError
 from zcrpc.keepalive import Watching
 from zcrpc.pool import Pool
@@ -32,6 +33,7 @@ class Dialer:
     tls: ssl.SSLContext | None
     server_hostname: str | None
     watching: Watching
+    token: Token | None = None
     _tunnels: set[Tunnel] = field(default_factory=set)
 
     async def dial(
@@ -62,6 +64,7 @@ class Dialer:
 
     async def _dial(self, address: Address, found: Sequence[tuple[int, Any]]) -> ClientConnection:
         loop, map_from = self.pool.reactor.loop, 0
+        shown = await present(self.token)
         if address.is_unix:
             sock = await connect_unix(loop, address)
         else:
@@ -69,7 +72,7 @@ class Dialer:
             watch_over(sock, self.pool.options.reactor.stall_ms / 1000)
             map_from = 0 if self.tls is not None else self.map_from
         if self.tls is None:
-            return await self._greet(address, sock, map_from, None)
+            return await self._greet(address, sock, map_from, shown, None)
         hostname = self.server_hostname or address.host or None
         try:
             tunnel = await open_tunnel(loop, sock, self.tls, server_side=False, server_hostname=hostname)
@@ -77,13 +80,13 @@ class Dialer:
             raise Unavailable(f"{address}: TLS: {describe(error)}") from error
         self._tunnels.add(tunnel)
         tunnel.on_close = lambda: self._tunnels.discard(tunnel)
-        return await self._greet(address, tunnel.inner, map_from, tunnel)
+        return await self._greet(address, tunnel.inner, map_from, shown, tunnel)
 
     async def _greet(
-        self, address: Address, sock: socket.socket, map_from: int, tunnel: Tunnel | None
+        self, address: Address, sock: socket.socket, map_from: int, shown: str, tunnel: Tunnel | None
     ) -> ClientConnection:
         """Takes over the socket, and waits for the server's hello."""
-        hello = Hello(limits=self.limits, chunk=lib.ZC_CHUNK_BYTES, map_from=map_from)
+        hello = Hello(limits=self.limits, chunk=lib.ZC_CHUNK_BYTES, map_from=map_from, token=shown)
         connection = None
         try:
             connection = ClientConnection(

@@ -9,7 +9,7 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Final
@@ -18,9 +18,12 @@ from zcrpc import calibration, tls
 from zcrpc._native import lib
 from zcrpc.address import Address, parse
 from zcrpc.calibration import Receive
+from zcrpc.credentials import Authenticate, Caller, peer_process
 from zcrpc.eager import Runner
 from zcrpc.errors import FailedPrecondition, Status
+from zcrpc.interceptors import Intercepted, Interceptor, check, kind_of
 from zcrpc.keepalive import Watching
+from zcrpc.metadata import DEFAULT_LIMIT
 from zcrpc.reactor import Reactor, ReactorOptions
 from zcrpc.regions import RegionMap
 from zcrpc.service import Service, plans
@@ -134,6 +137,10 @@ class Server:
     max_message: bytes of buffers in one call at most; more is RESOURCE_EXHAUSTED.
     max_header: bytes of everything else in one call at most, up to 131072.
     max_in_flight: calls of one connection whose handlers wait; more is RESOURCE_EXHAUSTED.
+    max_calls: the same of all connections together.
+    max_queued: calls in all that have come and are not begun, because their peer has not taken earlier results; more is
+        RESOURCE_EXHAUSTED.
+    max_metadata: bytes of a call's metadata at most; more is RESOURCE_EXHAUSTED.
     max_connections: more are told so and closed.
     place_from: buffers of at least so many bytes in all are placed in a region, at most 65536; less is copied to
         `bytes` at once.
@@ -144,11 +151,15 @@ class Server:
         there are more, the peer waits. connection_window: the same for all streams of a connection together.
     stall_timeout: seconds after which a peer is dropped that stops in the middle of a frame, or does not read what
         waits for it.
-    hello_timeout: seconds that a new connection has to introduce itself, and the same for its TLS handshake before.
+    hello_timeout: seconds that a new connection has to introduce itself, and to be authenticated; and the same for its
+        TLS handshake before.
     keepalive, keepalive_timeout: seconds of silence after which a client is sent a ping, and that it has to answer;
         None: it is not.
     idle_timeout: seconds without a call after which a connection is closed; its client makes a new one when it needs
         it. None: never.
+    interceptors: functions around every call, the outermost first; see zcrpc/interceptors.py.
+    authenticate: gives the identity of a new connection's `Credentials`, or raises `Unauthenticated`; plain or async.
+        None and False are refusals too. Without it every connection is taken.
 
     Large results are sent by reference: a buffer of 16 KiB or more that a handler returns must not change until it has
     been sent.
@@ -166,6 +177,9 @@ class Server:
         max_header: int = 64 << 10,
         max_in_flight: int = 1024,
         max_connections: int = 10_000,
+        max_calls: int = 10_000,
+        max_queued: int = 10_000,
+        max_metadata: int = DEFAULT_LIMIT,
         place_from: int = 32 << 10,
         map_from: int = 64 << 10,
         max_unread: int = 1 << 20,
@@ -177,14 +191,29 @@ class Server:
         keepalive: float | None = None,
         keepalive_timeout: float = 20.0,
         idle_timeout: float | None = None,
+        interceptors: Sequence[Interceptor] = (),
+        authenticate: Authenticate | None = None,
     ) -> None:
         calibration.validate(receive)
-        for name, value in (("max_in_flight", max_in_flight), ("max_connections", max_connections)):
+        for name, value in (
+            ("max_in_flight", max_in_flight),
+            ("max_connections", max_connections),
+            ("max_calls", max_calls),
+            ("max_queued", max_queued),
+        ):
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
         if receive_threads < 0:
             raise ValueError(f"receive_threads={receive_threads}: must not be negative")
-        self.handlers, self.stream_handlers, self.methods = _table(services)
+        if max_metadata < 0:
+            raise ValueError(f"max_metadata={max_metadata}: must not be negative")
+        if authenticate is not None and not callable(authenticate):
+            raise TypeError(f"authenticate is a function of Credentials, not {authenticate!r}")
+        self.handlers, self.stream_handlers, self.methods = _table(services, check(interceptors))
+        self.authenticate = authenticate
+        self.max_calls = max_calls
+        self.max_queued = max_queued
+        self.max_metadata = max_metadata
         self.max_connections = max_connections
         self.max_in_flight = max_in_flight
         self.max_message = min(max_message, budget)
@@ -201,6 +230,7 @@ class Server:
             in_flight=max_in_flight,
             stream_window=stream_window,
             connection_window=connection_window,
+            metadata=max_metadata,
         )
         self._options = ReactorOptions(
             threaded=receive_threads > 0,
@@ -224,8 +254,11 @@ class Server:
         self._closed = asyncio.Event()
         self._last: Stats | None = None
         self.closing = False
-        self.requests = self.errors = self.refused = self.handshakes_failed = 0
+        self.requests = self.errors = self.refused = self.unauthenticated = self.handshakes_failed = 0
+        self.exhausted = dict.fromkeys(("in_flight", "calls", "queued", "message", "metadata"), 0)
         self.calls = 0  # handlers that have suspended, in all connections
+        self.full = False  # they are as many as there may be
+        self.queued = 0  # calls put off, in all connections
         self._refusals = 0
 
     # ---- listening
@@ -291,11 +324,14 @@ class Server:
 
     def accepted(self, listener: _Listener, sock: socket.socket, peer: Any) -> None:
         """A new connection: goes to the reactor that has the fewest."""
-        name = (
-            f"{listener.address} ← {peer[0]}:{peer[1]}"
-            if isinstance(peer, tuple)
-            else f"{listener.address} ← fd {sock.fileno()}"
-        )
+        process = peer_process(sock)
+        if process is None:
+            name = f"{listener.address} ← {peer[0]}:{peer[1]}"
+            where = Address(host=peer[0], port=peer[1])
+        else:
+            name = f"{listener.address} ← process {process.pid}, fd {sock.fileno()}"
+            where = listener.address
+        caller = Caller(str(where), process, identity=process)
         admitted = len(self._connections) + len(self._handshakes) - self._refusals < self.max_connections
         if not admitted:
             self.refused += 1
@@ -304,14 +340,16 @@ class Server:
                 sock.close()
                 return
         if listener.tls is None:
-            self._take(listener, sock, name, None, admitted)
+            self._take(listener, sock, name, caller, None, admitted)
         else:
             assert self._loop is not None
-            task = self._loop.create_task(self._shake_hands(listener, listener.tls, sock, name))
+            task = self._loop.create_task(self._shake_hands(listener, listener.tls, sock, name, caller))
             self._handshakes.add(task)
             task.add_done_callback(self._handshakes.discard)
 
-    async def _shake_hands(self, listener: _Listener, context: SSLContext, sock: socket.socket, name: str) -> None:
+    async def _shake_hands(
+        self, listener: _Listener, context: SSLContext, sock: socket.socket, name: str, caller: Caller
+    ) -> None:
         assert self._loop is not None
         try:
             async with asyncio.timeout(self.hello_timeout):
@@ -326,14 +364,25 @@ class Server:
         if self.closing:
             tunnel.close()
         else:
-            self._take(listener, tunnel.inner, name, tunnel, True)
+            caller.certificate = tunnel.peer_certificate
+            if caller.identity is None:
+                caller.identity = caller.certificate
+            self._take(listener, tunnel.inner, name, caller, tunnel, True)
 
-    def _take(self, listener: _Listener, sock: socket.socket, name: str, tunnel: Tunnel | None, admitted: bool) -> None:
+    def _take(
+        self,
+        listener: _Listener,
+        sock: socket.socket,
+        name: str,
+        caller: Caller,
+        tunnel: Tunnel | None,
+        admitted: bool,
+    ) -> None:
         """A connection that can be talked over."""
         reactor = min(self._reactors, key=lambda reactor: len(reactor.connections))
         fd = sock.fileno()
         try:
-            connection = ServerConnection(self, reactor, fd, listener.mapping > 0, listener.hello, name, tunnel)
+            connection = ServerConnection(self, reactor, fd, listener.mapping > 0, listener.hello, name, caller, tunnel)
         except Exception:
             _log.exception("%s: could not be taken over", name)
             sock.close()
@@ -353,9 +402,15 @@ class Server:
             self._refusals -= 1
         self._note_quiet()
 
+    def call_begun(self) -> None:
+        """A handler has suspended."""
+        self.calls += 1
+        self.full = self.calls >= self.max_calls
+
     def call_done(self) -> None:
         """A suspended handler has ended."""
         self.calls -= 1
+        self.full = self.calls >= self.max_calls
         self._note_quiet()
 
     def _note_quiet(self) -> None:
@@ -377,6 +432,9 @@ class Server:
             calls=self.calls,
             refused=self.refused,
             handshakes_failed=self.handshakes_failed,
+            queued=self.queued,
+            unauthenticated=self.unauthenticated,
+            exhausted=self.exhausted,
         )
 
     async def close(self, grace: float = 5.0) -> None:
@@ -398,11 +456,13 @@ class Server:
             await asyncio.gather(*self._handshakes, return_exceptions=True)
             await self._until(lambda: not self.calls, grace)
             for connection in list(self._connections):
-                connection.backlog.clear()
+                connection.drop_backlog()
                 for call in list(connection.calls.values()):
                     call.stop()
                     connection.fail(
-                        call.stream, Status.UNAVAILABLE, f"{call.plan.name}() was cancelled: the server has gone away"
+                        call.stream,
+                        Status.UNAVAILABLE,
+                        f"{call.method}() was cancelled: the server has gone away",
                     )
             await self._until(lambda: not self.calls, _CLEANUP_SECONDS)
             for connection in list(self._connections):
@@ -433,8 +493,11 @@ class Server:
         self._closed.set()
 
 
-def _table(services: tuple[Service, ...]) -> tuple[Handlers, Handlers, dict[str, int]]:
-    """Handlers by number, those of calls with streams apart; and numbers by name. Numbers begin with 1."""
+def _table(
+    services: tuple[Service, ...], interceptors: tuple[Interceptor, ...]
+) -> tuple[Handlers, Handlers, dict[str, int]]:
+    """Handlers by number, those of calls with streams apart; and numbers by name. Numbers begin with 1. Where there are
+    no interceptors, handlers are called as they are."""
     handlers: Handlers = {}
     stream_handlers: Handlers = {}
     numbers: dict[str, int] = {}
@@ -450,5 +513,8 @@ def _table(services: tuple[Service, ...]) -> tuple[Handlers, Handlers, dict[str,
             if plan.name in numbers:
                 raise ValueError(f"two services have a method {plan.name}")
             number = numbers[plan.name] = len(numbers) + 1
-            (stream_handlers if plan.streams else handlers)[number] = plan, getattr(service, plan.attribute)
+            handler = getattr(service, plan.attribute)
+            if interceptors:
+                handler = Intercepted(interceptors, handler, kind_of(plan))
+            (stream_handlers if plan.streams else handlers)[number] = plan, handler
     return handlers, stream_handlers, numbers

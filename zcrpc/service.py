@@ -26,7 +26,7 @@ from zcrpc.wire import STREAM_IN, STREAM_OUT
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Keywords of the caller's side of a call; a parameter of that name could not be given by keyword.
-RESERVED: Final = frozenset({"timeout", "returns", "idempotent", "wait_for_ready"})
+RESERVED: Final = frozenset({"timeout", "returns", "metadata", "idempotent", "wait_for_ready"})
 # Types that, if they are what arrived, need no conversion. The same is true of no other: an int may be out of an
 # annotation's bounds, but then the annotation is not int; a list's items are another matter.
 _EXACT: Final = frozenset({int, float, str, bool, bytes, memoryview, type(None)})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from zcrpc._native import lib
@@ -26,7 +27,9 @@ class Stats:
     """Counters since the start, and gauges of this moment. Bytes are bytes.
 
     `requests`: calls received (of a client: made). `errors`: of these, answered with a status other than OK. `calls`:
-    in flight now. `refused`: connections beyond the limit. `handshakes_failed`: connections closed for want of TLS.
+    in flight now. `queued`: received and not begun yet. `refused`: connections beyond the limit. `handshakes_failed`:
+    connections closed for want of TLS. `unauthenticated`: connections whose credentials were not accepted. `exhausted`:
+    calls answered with RESOURCE_EXHAUSTED, by the limit that was reached: in_flight, calls, queued, message, metadata.
     `fallbacks`: payloads that lie in a region and were not mapped, by reason: policy ("copy", or "auto" decided so for
     the socket), unsupported, unpadded (the sender did not send whole pages), small, cheaper ("auto" decided so for the
     size), unmappable. `paused`: connections that are not read now, for want of memory or because their peer does not
@@ -38,8 +41,11 @@ class Stats:
     requests: int
     errors: int
     calls: int
+    queued: int
     refused: int
     handshakes_failed: int
+    unauthenticated: int
+    exhausted: dict[str, int]
     payload_bytes_mapped: int
     payload_bytes_copied: int
     mapped_percent: float
@@ -89,8 +95,11 @@ def collect(
     requests: int,
     errors: int,
     calls: int,
-    refused: int,
+    refused: int = 0,
     handshakes_failed: int = 0,
+    queued: int = 0,
+    unauthenticated: int = 0,
+    exhausted: Mapping[str, int] = MappingProxyType({}),
 ) -> Stats:
     """Sums struct zc_reactor_stats of several reactors on one region map."""
     reactors = list(reactors)
@@ -104,8 +113,11 @@ def collect(
         requests=requests,
         errors=errors,
         calls=calls,
+        queued=queued,
         refused=refused,
         handshakes_failed=handshakes_failed,
+        unauthenticated=unauthenticated,
+        exhausted=dict(exhausted),
         mapped_percent=100.0 * mapped / (mapped + copied) if mapped + copied else 0.0,
         fallbacks={name: sum(each.fallbacks[index] for each in native) for name, index in _REASONS.items()},
         streams=sum(each.open for each in streams),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from zcrpc.calling import ClientConnection, Incoming
+from zcrpc.calling import ClientConnection, Incoming, MetadataReader
 from zcrpc.channel import Again, Channel
 from zcrpc.errors import ZcrpcError
+from zcrpc.interceptors import OutgoingCall, Proceed
+from zcrpc.metadata import Metadata
 from zcrpc.service import Items
 
 T = TypeVar("T")
@@ -24,7 +26,7 @@ class Stream(Generic[T]):
     once.
     """
 
-    __slots__ = ("__weakref__", "_again", "_arguments", "_channel", "_incoming", "_over", "_request")
+    __slots__ = ("__weakref__", "_again", "_arguments", "_channel", "_incoming", "_options", "_over", "_request")
 
     def __init__(
         self,
@@ -36,9 +38,12 @@ class Stream(Generic[T]):
         timeout: float | None,
         expected: Items,
         wait_for_ready: bool | None,
+        sent_along: Metadata | None = None,
+        reader: MetadataReader | None = None,
     ) -> None:
         self._channel = channel
-        self._arguments: tuple[Any, ...] | None = name, arguments, keywords, items, timeout, expected, wait_for_ready
+        self._arguments: tuple[Any, ...] | None = name, arguments, keywords, items
+        self._options = timeout, expected, wait_for_ready, sent_along, reader
         self._request: tuple[Any, ...] = ()
         self._again: Again | None = None  # as long as the call may be begun again
         self._incoming: Incoming | None = None
@@ -75,9 +80,10 @@ class Stream(Generic[T]):
             raise StopAsyncIteration
         if self._arguments is None:
             raise RuntimeError("a stream has one consumer at a time, and somebody waits for its first item already")
-        (*request, timeout, expected, wait_for_ready), self._arguments = self._arguments, None
+        request, self._arguments = self._arguments, None
+        timeout, expected, wait_for_ready, sent_along, reader = self._options
         until = None if timeout is None else self._channel.loop.time() + timeout
-        self._request = *request, until, expected
+        self._request = *request, until, expected, sent_along, reader
         self._again = self._channel.again(until)
         self._over = True  # should that fail
         incoming = await self._open(await self._channel.connected(until, wait_for_ready))
@@ -129,3 +135,44 @@ class Stream(Generic[T]):
             loop.call_soon(incoming.abandon)
         elif not loop.is_closed():
             loop.call_soon_threadsafe(incoming.abandon)
+
+
+class InterceptedStream(Stream[T]):
+    """A stream of results that comes through interceptors. They are called when the first item is asked for."""
+
+    __slots__ = ("_call", "_items", "_make", "_proceed")
+
+    def __init__(self, channel: Channel, proceed: Proceed, make: Callable[[], OutgoingCall]) -> None:
+        self._channel = channel
+        self._proceed = proceed
+        self._make: Callable[[], OutgoingCall] | None = make
+        self._call: OutgoingCall | None = None
+        self._items: AsyncIterator[T] | None = None
+        self._incoming = None
+        self._over = False
+
+    async def __anext__(self) -> T:
+        if self._over:
+            raise StopAsyncIteration
+        if self._items is None:
+            if self._make is None:
+                raise RuntimeError("a stream has one consumer at a time, and somebody waits for its first item already")
+            call = self._call = self._make()
+            self._make = None
+            try:
+                self._items = aiter(await self._proceed(call))
+            except BaseException:
+                self._over = True
+                raise
+        return await anext(self._items)
+
+    async def aclose(self) -> None:
+        """Cancels the call, if it is not over, whatever interceptors make of that."""
+        self._over = True
+        items, close = self._items, getattr(self._items, "aclose", None)
+        if close is not None:
+            await close()
+        for opened in self._call.opened if self._call is not None else ():
+            stream = opened()
+            if stream is not None and stream is not items:
+                await stream.aclose()
