@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from zcrpc import locks
 from zcrpc.client import Client, connect
+from zcrpc.conversion import register
 from zcrpc.errors import (
     Aborted,
     AlreadyExists,
@@ -73,6 +74,7 @@ __all__ = [
     "connect",
     "locks",
     "method",
+    "register",
     "run",
 ]
 
