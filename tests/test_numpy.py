@@ -1,7 +1,6 @@
 """Arrays: through real sockets, through the codec, and what a peer can make up."""
 
 import array
-import asyncio
 import dataclasses
 import gc
 import os
@@ -19,6 +18,7 @@ from conftest import Serving, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.msgpack import Ext
+from raw_peer import ERROR, PREFACE, RESPONSE, RawPeer, RawServer, frame, hello
 
 import zcrpc
 from zcrpc import arrays
@@ -100,7 +100,7 @@ class Maths(zcrpc.Service):
 
 def same(left: Any, right: Any) -> bool:
     """Elements compared by their bytes, so that NaN and NaT equal themselves."""
-    return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
+    return bool(left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes())
 
 
 STRUCTURED = np.dtype(
@@ -416,26 +416,32 @@ def test_any_description_is_an_array_or_is_refused(described: Any, payload: byte
     assert not value.dtype.hasobject
 
 
-async def test_lying_description_fails_the_call_and_nothing_else(serving: Serving) -> None:
-    """A client of our own whose headers are made up."""
-    lies = [description((HUGE, 8), "<f8"), description((2,), "|O"), b"", b"\x40"]
-    async with serving(Maths()) as (_, address), zcrpc.connect(address) as client:
-        codec = client._connection.reactor.codec
-        for lie in lies:
-            header = msgspec.msgpack.encode([[Ext(FROM_ARRAY, struct.pack("<QQ", 0, 16) + lie)]])
-            encode, client._connection.__class__._encode = (
-                client._connection.__class__._encode,
-                lambda self, *_, header=header: (header, [bytes(16)], 16),
-            )
-            try:
-                call = asyncio.ensure_future(client.call("Maths.echo", None))
-                await asyncio.sleep(0)
-            finally:
-                client._connection.__class__._encode = encode
-            with pytest.raises(zcrpc.InvalidArgument, match=r"Maths\.echo\(\)"):
-                await call
-        assert same(await client.call("Maths.echo", np.ones(3), returns=np.ndarray), np.ones(3))
-        assert codec is client._connection.reactor.codec
+@pytest.mark.parametrize("threads", [0, 1])
+async def test_lying_description_fails_its_call_and_nothing_else(serving: Serving, threads: int) -> None:
+    lies = [description((HUGE, 8), "<f8"), description((2,), "|O"), description((3,), "<f8"), b"", b"\x40"]
+    async with serving(Maths(), receive_threads=threads) as (_, address), await RawPeer.greeted(address) as peer:
+        for described in [*lies, description((2,), "<f8")]:
+            array = Ext(FROM_ARRAY, struct.pack("<QQ", 0, 16) + described)
+            peer.call("Maths.echo", array, payload=bytes(16))
+            answer = await peer.frame()
+            if described in lies:
+                assert (answer.kind, answer.method) == (ERROR, zcrpc.Status.INVALID_ARGUMENT)
+                assert "Maths.echo()" in answer.header[0]
+        assert (answer.kind, answer.header) == (RESPONSE, [array])
+
+
+async def test_lying_description_from_a_server_fails_the_call() -> None:
+    async def behave(peer: RawPeer) -> None:
+        peer.send(PREFACE + hello(methods={"Maths.echo": 1}))
+        await peer.read_hello()
+        while request := await peer.frame(timeout=20):
+            lie = Ext(FROM_ARRAY, struct.pack("<QQ", 0, 16) + description((HUGE,), "<f8"))
+            peer.send(frame(RESPONSE, [lie], bytes(16), stream=request.stream))
+
+    async with RawServer(behave) as address, zcrpc.connect(address, Maths) as maths:
+        for _ in range(2):
+            with pytest.raises(zcrpc.Internal, match="not as announced: An array of float64 with shape"):
+                await maths.echo(np.zeros(1))
 
 
 # ---- annotations

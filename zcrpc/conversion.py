@@ -5,15 +5,31 @@ zcrpc.register(complex, encode=lambda z: (z.real, z.imag), decode=lambda pair: c
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import inspect
+import sys
 import typing
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
 from zcrpc import arrays
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer as Buffer
+elif sys.version_info >= (3, 12):
+    from collections.abc import Buffer as Buffer
+else:
+
+    class Buffer(abc.ABC):  # noqa: B024
+        """collections.abc.Buffer, which Python has from 3.12 on."""
+
+        __slots__ = ()
+
+    for _kind in (bytes, bytearray, memoryview):
+        Buffer.register(_kind)
 
 T = TypeVar("T")
 
@@ -27,7 +43,7 @@ _BUFFERS: Final = (bytes, bytearray, memoryview)
 @dataclasses.dataclass(slots=True, frozen=True)
 class Converter:
     """From what arrived to what an annotation says. `views`: buffers are wanted as views over what was received, by
-    memoryview or an array; `anything`: it leaves places open, such as Any."""
+    memoryview, Buffer or an array; `anything`: it leaves places open, such as Any."""
 
     annotation: Any
     exact: type | None
@@ -54,7 +70,7 @@ def converter(what: str, annotation: Any) -> Converter | None:
     kinds = {type(part) for part in parts}
     views, anything = msgspec.inspect.MemoryViewType in kinds, msgspec.inspect.AnyType in kinds
     for part in parts:
-        if isinstance(part, msgspec.inspect.CustomType) and arrays.is_arriving(part.cls):
+        if isinstance(part, msgspec.inspect.CustomType) and (_is_buffer(part.cls) or arrays.is_arriving(part.cls)):
             views = True
         elif isinstance(part, msgspec.inspect.CustomType) and part.cls in _registered:
             arrives = _registered[part.cls].arrives
@@ -64,7 +80,8 @@ def converter(what: str, annotation: Any) -> Converter | None:
             raise TypeError(
                 f"{what}: cannot arrive as {annotation}; take a type that msgspec knows, or zcrpc.register() this one"
             )
-    return Converter(annotation, annotation if annotation in _EXACT else None, views, anything)
+    exact = memoryview if _is_buffer(annotation) else annotation if annotation in _EXACT else None
+    return Converter(annotation, exact, views, anything)
 
 
 def _parts(info: Any) -> list[Any]:
@@ -82,6 +99,12 @@ def _parts(info: Any) -> list[Any]:
             value = getattr(part, name)
             left.extend(value if isinstance(value, tuple) else (value,))
     return list(parts.values())
+
+
+def _is_buffer(kind: Any) -> bool:
+    """Whether it stands for any buffer, which arrives as a memoryview."""
+    extensions = sys.modules.get("typing_extensions")
+    return kind is Buffer or (extensions is not None and kind is extensions.Buffer)
 
 
 # ---- types that msgspec does not know
@@ -106,7 +129,11 @@ def register(kind: type[T], *, encode: Callable[[T], Any], decode: Callable[[Any
     """
     if not isinstance(kind, type):
         raise TypeError(f"register() is for classes, not for {kind!r}")
-    if arrays.is_array(kind) or not isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType):
+    if (
+        _is_buffer(kind)
+        or arrays.is_array(kind)
+        or not isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType)
+    ):
         raise TypeError(f"{kind.__qualname__} can be sent as it is")
     _registered[kind] = _Registered(encode, decode, _taken_by(decode, kind))
 
@@ -135,5 +162,12 @@ def _decode(annotation: Any, value: Any) -> Any:
     kind = typing.get_origin(annotation) or annotation
     if arrays.is_arriving(kind):
         return arrays.unpack(annotation, value)
+    if _is_buffer(kind):
+        if not isinstance(value, (bytes, memoryview)):
+            raise ValueError(f"Expected `bytes`, got `{type(value).__name__}`")
+        return memoryview(value)
     known = _registered[kind]
-    return known.decode(value if known.arrives is None else known.arrives.convert(value))
+    try:
+        return known.decode(value if known.arrives is None else known.arrives.convert(value))
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from None  # which msgspec adds the path to

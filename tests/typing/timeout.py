@@ -1,0 +1,50 @@
+"""`timeout=` in calls of typed clients, which is what the plugin zcrpc.mypy is for."""
+
+from collections.abc import AsyncIterator
+from typing import assert_type
+
+import zcrpc
+
+
+class Base(zcrpc.Service):
+    @zcrpc.method
+    async def ping(self) -> str:
+        return "pong"
+
+    @zcrpc.method
+    async def version(self) -> int:
+        return 1
+
+
+class Store(Base):
+    @zcrpc.method(name="set")
+    async def put(self, key: str, value: bytes = b"", *rest: int, flag: bool = False) -> int:
+        return len(value)
+
+    @zcrpc.method
+    async def mark(self, **tags: str) -> None: ...
+
+    @zcrpc.method
+    async def tail(self, since: int) -> AsyncIterator[int]:
+        yield since
+
+    async def version(self) -> int:  # a method still, though it is not marked again
+        return 2
+
+    async def local(self) -> None: ...
+
+
+async def main(address: str) -> None:
+    async with zcrpc.connect(address, Store) as store:
+        assert_type(await store.put("k", b"v", timeout=2.0), int)
+        await store.put("k", b"v", 1, 2, flag=True, timeout=None)
+        await store.mark(colour="red", timeout=2.0)
+        await store.put("k", timeout=1)
+        assert_type(await store.ping(timeout=1), str)
+        assert_type(await store.version(timeout=1), int)
+        async for number in store.tail(0, timeout=3.0):
+            assert_type(number, int)
+        await store.put("k", b"v", timeout="2")  # error: "timeout"
+        await store.put(1, timeout=2.0)  # error: "put"
+        await store.tail(timeout=2.0)  # error: "tail"
+        await store.local(timeout=2.0)  # error: Unexpected keyword argument "timeout" for "local" of "Store"
