@@ -3,6 +3,7 @@
 import array
 import dataclasses
 import gc
+import mmap
 import os
 import struct
 import subprocess
@@ -94,6 +95,10 @@ class Maths(zcrpc.Service):
         return int(value.nbytes)
 
     @zcrpc.method
+    async def mixed(self, first: np.ndarray, second: Any, **others: Any) -> list[str]:
+        return [type(value).__name__ for value in (first, second, *others.values())]
+
+    @zcrpc.method
     async def lie(self) -> Floats:
         return np.zeros(3)  # type: ignore[return-value]
 
@@ -174,6 +179,17 @@ async def test_arrays_nested_in_arguments_and_results(serving: Serving) -> None:
         assert await maths.maybe() == ["NoneType", "NoneType"]
         assert await maths.maybe(None, other=np.ones(3, "f4")) == ["NoneType", "ndarray"]
         del back, record
+
+
+async def test_array_next_to_parameters_without_annotation(serving: Serving) -> None:
+    value = np.ones(1000)
+    async with serving(Maths()) as (_, address), zcrpc.connect(address, Maths) as maths:
+        assert await maths.mixed(value, value, a=bytes(1000), b=bytearray(1000)) == [
+            "ndarray",
+            "memoryview",
+            "bytes",
+            "memoryview",
+        ]
 
 
 @pytest.mark.parametrize("count", [0, 10, 100_000])
@@ -322,6 +338,21 @@ def test_what_is_known_of_a_view_is_forgotten_with_it() -> None:
     del first, second
     assert ndarray.shape == (10,)
     assert len(arrays._arrived) == before
+
+
+def test_more_than_two_gigabytes() -> None:
+    """Of memory that is never touched."""
+    size = (2 << 30) + 16
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) as memory:
+        value = np.frombuffer(memory, "f8").reshape(2, -1)
+        header, pieces, length = Codec().encode([value])
+        assert length == size
+        payload = pieces[0]
+        assert type(payload) is memoryview
+        back = arrays.unpack(np.ndarray, Codec().decode(header, payload, VIEWS)[0])
+        assert back.shape == value.shape
+        assert np.shares_memory(back, value)
+        del value, payload, pieces, back
 
 
 # ---- what a peer can make up

@@ -72,8 +72,9 @@ def scalar(value: Any) -> Any:
     return plain
 
 
-def pack(value: Any) -> Packed:
-    """An array's bytes, in C order, and what describes them. TypeError for an array that means nothing elsewhere."""
+def pack(value: Any, copy_below: int) -> Packed:
+    """An array's bytes, in C order, and what describes them. Under `copy_below` bytes they are a copy, else the array's
+    own if they lie in that order. TypeError for an array that means nothing elsewhere."""
     if isinstance(value, array.array):
         return Packed(value, _describe((len(value),), _element_of_code(value.typecode, value.itemsize)))
     import numpy
@@ -82,6 +83,8 @@ def pack(value: Any) -> Packed:
     if type(value) not in (numpy.ndarray, numpy.memmap, numpy.matrix, numpy.recarray):
         raise TypeError(f"a {type(value).__qualname__} cannot be sent; make it a numpy.ndarray, or register the class")
     description = _describe(value.shape, _element_of(value.dtype))
+    if value.nbytes < copy_below:
+        return Packed(value.tobytes(), description)
     # Bytes, since not all types of elements can be exported as a buffer.
     return Packed(numpy.ascontiguousarray(value.view(numpy.ndarray)).reshape(-1).view(numpy.uint8), description)
 

@@ -203,7 +203,7 @@ class Codec:
         return lambda value: self._reference(FROM_BUFFER, value)
 
     def _lift_array(self, value: Any) -> Ext:
-        data, description = arrays.pack(value)
+        data, description = arrays.pack(value, COPY_BELOW)
         return self._reference(FROM_ARRAY, data, description)
 
     def _fields_lifter(self, names: tuple[str, ...], assign: Callable[[Any, str, Any], None]) -> Callable[[Any], Any]:

@@ -40,9 +40,6 @@ class Store(Base, name="kv"):
         return values * np.float32(factor)
 
     @zcrpc.method
-    async def exact(self, value: memoryview) -> None: ...
-
-    @zcrpc.method
     def length(self, key: str) -> int:
         return len(key)
 
@@ -80,7 +77,6 @@ async def refused(address: str, numbers: npt.NDArray[np.int32]) -> None:
         await store.put("k", b"", over=True)  # error: Unexpected keyword argument "over" for "put" of "Store"
         await store.get("k", 1)  # error: arguments for "get"
         await store.nothing()  # error: "Store" has no attribute "nothing"
-        await store.exact(b"")  # error: incompatible type "bytes"; expected "memoryview[int]"
         await store.scale(numbers, 1)  # error: incompatible type "ndarray
         text: str = await store.put("k", b"")  # error: Incompatible types in assignment
         print(text)
