@@ -163,6 +163,10 @@ class Old(zcrpc.Service, name="Store"):
         return before
 
     @zcrpc.method
+    async def unnamed(self, before: int, /) -> int:
+        return before
+
+    @zcrpc.method
     async def plain(self, a: int) -> int:
         return a
 
@@ -237,6 +241,10 @@ class New(zcrpc.Service, name="Store"):
         return after
 
     @zcrpc.method
+    async def unnamed(self, after: int, /) -> int:
+        return after
+
+    @zcrpc.method
     def plain(self, a: int) -> int:
         return a
 
@@ -278,7 +286,7 @@ async def test_parameters(old_at_new: Any, new_at_old: Any) -> None:
     async with old_at_new() as store:
         assert await store.put("k", b"v") == "k b'v' 1 False"
         assert await store.put(value=b"v", key="k") == "k b'v' 1 False"
-        assert await store.parameter(1) == 1
+        assert await store.parameter(1) == await store.unnamed(1) == 1
         with pytest.raises(zcrpc.InvalidArgument, match="takes 1 positional"):
             await store.parameter(1, 2)
         with pytest.raises(zcrpc.InvalidArgument, match="no parameter 'before'"):
@@ -289,7 +297,7 @@ async def test_parameters(old_at_new: Any, new_at_old: Any) -> None:
             await store.put("k", b"v", 2)
         with pytest.raises(zcrpc.InvalidArgument, match="no parameter 'compress'"):
             await store.put("k", b"v", compress=True)
-        assert await store.parameter(1) == 1
+        assert await store.parameter(1) == await store.unnamed(1) == 1
 
 
 async def test_fields(old_at_new: Any, new_at_old: Any) -> None:

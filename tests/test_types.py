@@ -283,6 +283,15 @@ async def test_what_fits_another_type_is_taken(serving: Serving, sent: Any, anno
             assert same(await client.call("Typed.echo", sent, returns=annotation), arrives)
 
 
+async def test_attrs(serving: Serving) -> None:
+    attrs = pytest.importorskip("attrs")
+    kind = attrs.make_class("Kind", {"x": attrs.field(type=int), "data": attrs.field(type=bytes, default=b"")})
+    async with serving(made(kind)()) as (_, address), zcrpc.connect(address) as client:
+        assert await client.call("Typed.echo", kind(1, BIG), returns=kind) == kind(1, BIG)
+        with pytest.raises(zcrpc.InvalidArgument, match=r"'value': Expected `int`, got `str` - at `\$\.x`"):
+            await client.call("Typed.echo", {"x": "1"})
+
+
 @pytest.mark.parametrize("kind", [zcrpc.Buffer, zcrpc.Buffer | None, "typing_extensions"], ids=str)
 @pytest.mark.parametrize("sent", [b"", BIG, bytearray(BIG), array.array("b", BIG[:100])], ids=len)
 async def test_any_buffer_arrives_as_a_view(serving: Serving, kind: Any, sent: Any) -> None:

@@ -1,5 +1,5 @@
-"""What a type checker says of programs that use typed clients: they stand in tests/typing, and say themselves, behind
-`# error:`, which of their lines are to be refused and with which of mypy's words."""
+"""What a type checker says of programs that use typed clients: they stand in tests/typing_programs, and say
+themselves, behind `# error:`, which of their lines are to be refused and with which of mypy's words."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 mypy_api = pytest.importorskip("mypy.api")
 
-PROGRAMS = Path(__file__).parent / "typing"
+PROGRAMS = Path(__file__).parent / "typing_programs"
 ROOT = PROGRAMS.parent.parent
 _SAYS = re.compile(r"(?P<file>[^:]+\.py):(?P<line>\d+): (?:error|note): (?P<what>.*)")
 
