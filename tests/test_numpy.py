@@ -3,6 +3,7 @@
 import array
 import dataclasses
 import gc
+import math
 import mmap
 import os
 import struct
@@ -18,6 +19,7 @@ import pytest
 from conftest import Serving, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as nst
 from msgspec.msgpack import Ext
 from raw_peer import ERROR, PREFACE, RESPONSE, RawPeer, RawServer, frame, hello
 
@@ -286,6 +288,39 @@ async def test_arrays_that_mean_nothing_elsewhere_are_not_sent(serving: Serving,
             with pytest.raises(TypeError, match="cannot be sent"):
                 await client.call("Maths.anything", whole)
         assert server.stats().requests == 0
+
+
+DTYPES = (
+    nst.boolean_dtypes()
+    | nst.integer_dtypes(endianness="?")
+    | nst.unsigned_integer_dtypes(endianness="?")
+    | nst.floating_dtypes(endianness="?", sizes=(16, 32, 64))
+    | nst.complex_number_dtypes(endianness="?", sizes=(64, 128))
+    | nst.datetime64_dtypes(endianness="?")
+    | nst.timedelta64_dtypes(endianness="?")
+    | nst.byte_string_dtypes(min_len=1)
+    | nst.unicode_string_dtypes(endianness="?", min_len=1)
+)
+
+
+@settings(deadline=None)
+@given(st.data(), st.one_of(DTYPES, nst.array_dtypes(DTYPES, allow_subarrays=True), nst.nested_dtypes(DTYPES)))
+def test_any_array_arrives_as_it_was(data: st.DataObject, dtype: np.dtype[Any]) -> None:
+    shape = data.draw(nst.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=6))
+    value = np.ndarray(shape, dtype, bytes(range(256)) * (math.prod(shape) * dtype.itemsize // 256 + 1))
+    value = data.draw(st.sampled_from([value, value.T, value[::-1] if shape else value]))
+    try:
+        header, pieces, _ = Codec().encode([value])
+    except TypeError:
+        assert has_no_place(dtype)
+        return
+    assert same(arrays.unpack(np.ndarray, Codec().decode(header, b"".join(pieces), VIEWS)[0]), value)
+
+
+def has_no_place(dtype: np.dtype[Any]) -> bool:
+    """Whether it has fields without bytes, or with titles."""
+    fields = (dtype.base.fields or {}).values()
+    return not dtype.itemsize or any(len(field) > 2 or has_no_place(field[0]) for field in fields)
 
 
 # ---- memory

@@ -37,8 +37,9 @@ _ITEMS: Final = {"i": int, "u": int, "f": float}
 _BYTE: Final = msgspec.msgpack.encode("|u1")
 
 _MOST_DIMENSIONS: Final = 64
-# A structure of hundreds of fields has its place; one without bound, in a cache of a peer's types, has none.
+# Types of elements, in bytes. A structure of hundreds of fields has its place, but not in a cache that a peer fills.
 _LONGEST_ELEMENT: Final = 16 << 10
+_LONGEST_CACHED: Final = 512
 _MOST_NESTED: Final = 8
 
 
@@ -221,13 +222,19 @@ def _demands(annotation: Any) -> tuple[int | None, tuple[type, ...] | None]:
     return dimensions, tuple(numpy.dtype(numpy.dtype(sort).str).type if sort in concrete else sort for sort in sorts)
 
 
-@functools.lru_cache(maxsize=256)
 def _dtype(element: bytes) -> numpy.dtype[Any]:
     """The dtype that a type of elements is. ValueError if it is none that may be sent."""
+    return _cached_dtype(element) if len(element) <= _LONGEST_CACHED else _make_dtype(element)
+
+
+def _make_dtype(element: bytes) -> numpy.dtype[Any]:
     made = _dtype_of(_decoded(element), 0)
     if not made.itemsize:
         raise ValueError("elements of no bytes")
     return made
+
+
+_cached_dtype: Final = functools.lru_cache(maxsize=128)(_make_dtype)
 
 
 def _decoded(element: bytes) -> Any:
