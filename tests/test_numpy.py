@@ -24,7 +24,7 @@ from msgspec.msgpack import Ext
 from raw_peer import ERROR, PREFACE, RESPONSE, RawPeer, RawServer, frame, hello
 
 import zcrpc
-from zcrpc import arrays
+from zcrpc import arrays, conversion
 from zcrpc.codec import FROM_ARRAY, VIEWS, Codec, HeaderError
 from zcrpc.conversion import converter
 
@@ -279,6 +279,8 @@ class Unit(np.ndarray):
         np.ma.masked_array([1, 2], [True, False]),
         np.zeros(2).view(Unit),
         np.longdouble(1),
+        np.datetime64("2024-01-02", "ns"),
+        np.timedelta64("NaT", "s"),
     ],
     ids=lambda value: f"{type(value).__name__} {value.dtype}",
 )
@@ -321,6 +323,45 @@ def has_no_place(dtype: np.dtype[Any]) -> bool:
     """Whether it has fields without bytes, or with titles."""
     fields = (dtype.base.fields or {}).values()
     return not dtype.itemsize or any(len(field) > 2 or has_no_place(field[0]) for field in fields)
+
+
+class Integers(array.array):  # type: ignore[type-arg]
+    """Likewise."""
+
+
+async def test_scalars_arrive_as_numbers_and_times(serving: Serving) -> None:
+    moment, day = np.datetime64("2024-01-02T03:04:05", "us"), np.datetime64("2024-01-02")
+    values = [
+        np.float32(0.5),
+        np.int64(-1),
+        np.bool_(True),
+        np.str_("s"),
+        np.bytes_(b"b"),
+        moment,
+        day,
+        np.timedelta64(5, "s"),
+    ]
+    async with serving(Maths()) as (_, address), zcrpc.connect(address) as client:
+        back = await client.call("Maths.anything", values)
+        assert back == [0.5, -1, True, "s", b"b", moment.item().isoformat(), "2024-01-02", "PT5S"]
+
+
+async def test_classes_of_arrays_can_be_registered(serving: Serving) -> None:
+    def unit(values: np.ndarray) -> Unit:
+        return values.view(Unit)
+
+    with pytest.raises(TypeError, match="can be sent as it is"):
+        zcrpc.register(np.ndarray, encode=list, decode=np.array)
+    async with serving(Maths()) as (_, address), zcrpc.connect(address) as client:
+        with pytest.raises(TypeError, match="Integers cannot be sent"):
+            await client.call("Maths.anything", Integers("i"))
+        zcrpc.register(Unit, encode=lambda value: value.view(np.ndarray), decode=unit)
+        try:
+            back = await client.call("Maths.echo", np.arange(3).view(Unit), returns=Unit)
+            assert type(back) is Unit
+            assert same(back, np.arange(3))
+        finally:
+            del conversion._registered[Unit]
 
 
 # ---- memory
@@ -529,6 +570,7 @@ async def test_lying_description_from_a_server_fails_the_call() -> None:
         (npt.NDArray[np.datetime64], ["M8[D]", "M8[ns]"], ["m8[s]"]),
         (npt.NDArray[np.void], [[("a", "i4")]], ["i4"]),
         (np.ndarray[Any, np.dtype[np.int8]], ["i1"], ["i2"]),
+        (np.ndarray[Any, np.int8], ["i1"], ["i2"]),  # type: ignore[type-var]
         (np.ndarray[tuple[int], np.dtype[Any]], ["i1"], []),
         (np.ndarray[tuple[int, ...], np.dtype[np.int8]], ["i1"], ["i2"]),
         (np.ndarray[tuple[Literal[2]], np.dtype[np.int8]], ["i1"], ["i2"]),

@@ -10,6 +10,7 @@ mypy_api = pytest.importorskip("mypy.api")
 
 PROGRAMS = Path(__file__).parent / "typing_programs"
 ROOT = PROGRAMS.parent.parent
+Found = dict[str, dict[int, list[str]]]  # by file and line
 _SAYS = re.compile(r"(?P<file>[^:]+\.py):(?P<line>\d+): (?:error|note): (?P<what>.*)")
 
 
@@ -19,23 +20,23 @@ def expected(program: Path) -> dict[int, str]:
 
 
 @pytest.fixture(scope="module", params=["without plugin", "with plugin"])
-def checked(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[bool, dict[Path, dict[int, list[str]]]]:
+def checked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[bool, Found]:
     """What mypy said: of each program, by line. One run for all, as most of its time goes into zcrpc itself."""
     plugin = request.param == "with plugin"
     directory = tmp_path_factory.mktemp("mypy")
     settings = "[mypy]\nstrict = true\n" + ("plugins = zcrpc.mypy\n" if plugin else "")
     (directory / "mypy.ini").write_text(settings)
-    programs = [*map(str, sorted(PROGRAMS.glob("*.py")))]
+    readme = directory / "readme.py"
+    readme.write_text(
+        re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)[0]
+    )
+    programs = [*map(str, [*sorted(PROGRAMS.glob("*.py")), readme])]
     cache = ["--cache-dir", str(ROOT / ".mypy_cache" / request.param.replace(" ", "-"))]
     output, complaints, _ = mypy_api.run(["--config-file", str(directory / "mypy.ini"), *cache, *programs])
     assert not complaints
-    found: dict[Path, dict[int, list[str]]] = {}
+    found: Found = {}
     for match in filter(None, map(_SAYS.match, output.splitlines())):
-        found.setdefault(PROGRAMS / Path(match["file"]).name, {}).setdefault(int(match["line"]), []).append(
-            match["what"]
-        )
+        found.setdefault(Path(match["file"]).name, {}).setdefault(int(match["line"]), []).append(match["what"])
     return plugin, found
 
 
@@ -46,10 +47,15 @@ def check(said: dict[int, list[str]], wanted: dict[int, str]) -> None:
 
 
 @pytest.mark.parametrize("program", sorted(PROGRAMS.glob("*.py")), ids=lambda program: program.stem)
-def test_program(checked: tuple[bool, dict[Path, dict[int, list[str]]]], program: Path) -> None:
+def test_program(checked: tuple[bool, Found], program: Path) -> None:
     plugin, found = checked
     wanted = expected(program)
     if program.stem == "plugin" and not plugin:  # what the plugin is for
         lines = program.read_text().splitlines()
         wanted = {n: "" for n, line in enumerate(lines, 1) if "# accepted" in line or "# error" in line}
-    check(found.get(program, {}), wanted)
+    check(found.get(program.name, {}), wanted)
+
+
+def test_readme(checked: tuple[bool, Found]) -> None:
+    plugin, found = checked
+    assert ("readme.py" in found) is not plugin, found["readme.py"]

@@ -10,6 +10,7 @@ numpy is not imported here: whoever sends an array has imported it, and so has w
 from __future__ import annotations
 
 import array
+import datetime
 import functools
 import math
 import re
@@ -66,9 +67,10 @@ def is_scalar(kind: type) -> bool:
 
 
 def scalar(value: Any) -> Any:
-    """Python's value of numpy's. TypeError if there is none."""
+    """Python's value of numpy's. TypeError if there is none: nanoseconds, for example, would be a mere number."""
     plain = value.item()
-    if type(plain) is type(value):
+    is_time = isinstance(plain, (datetime.date, datetime.timedelta))
+    if type(plain) is type(value) or (value.dtype.kind in "mM" and not is_time):
         raise TypeError(f"a {type(value).__qualname__} cannot be sent")
     return plain
 
@@ -76,13 +78,12 @@ def scalar(value: Any) -> Any:
 def pack(value: Any, copy_below: int) -> Packed:
     """An array's bytes, in C order, and what describes them. Under `copy_below` bytes they are a copy, else the array's
     own if they lie in that order. TypeError for an array that means nothing elsewhere."""
-    if isinstance(value, array.array):
+    if type(value) is array.array:
         return Packed(value, _describe((len(value),), _element_of_code(value.typecode, value.itemsize)))
-    import numpy
-
+    numpy = sys.modules.get("numpy")
     # What other classes add to the elements, such as a mask or a unit, would be lost without a word.
-    if type(value) not in (numpy.ndarray, numpy.memmap, numpy.matrix, numpy.recarray):
-        raise TypeError(f"a {type(value).__qualname__} cannot be sent; make it a numpy.ndarray, or register the class")
+    if numpy is None or type(value) not in (numpy.ndarray, numpy.memmap, numpy.matrix, numpy.recarray):
+        raise TypeError(f"a {type(value).__qualname__} cannot be sent; make it a plain array, or register the class")
     description = _describe(value.shape, _element_of(value.dtype))
     if value.nbytes < copy_below:
         return Packed(value.tobytes(), description)
@@ -187,7 +188,7 @@ def _unpack_array(
             raise ValueError(f"Expected `array` of one dimension, got shape {list(shape)} with {len(value)} bytes")
         made.frombytes(value)
         return made
-    raise ValueError(f"Expected `array{list(items) or ''}`, got elements of type {_decoded(element)!r}")
+    raise ValueError(f"Expected `array{list(items) or ''}`, got elements of type {_short(_decoded(element))}")
 
 
 def _ndarray(annotation: Any, value: Any, shape: tuple[int, ...], element: bytes) -> numpy.ndarray[Any, Any]:
@@ -195,10 +196,10 @@ def _ndarray(annotation: Any, value: Any, shape: tuple[int, ...], element: bytes
 
     dtype = _dtype(element)
     if math.prod(shape) * dtype.itemsize != len(value):
-        raise ValueError(f"An array of {dtype} with shape {list(shape)} has not {len(value)} bytes")
+        raise ValueError(f"An array of {_short(dtype)} with shape {list(shape)} has not {len(value)} bytes")
     dimensions, sorts = _demands(annotation)
     if sorts is not None and not issubclass(dtype.type, sorts):
-        raise ValueError(f"Expected `ndarray` of {' | '.join(sort.__name__ for sort in sorts)}, got {dtype}")
+        raise ValueError(f"Expected `ndarray` of {' | '.join(sort.__name__ for sort in sorts)}, got {_short(dtype)}")
     if dimensions is not None and len(shape) != dimensions:
         raise ValueError(f"Expected `ndarray` with {dimensions} dimensions, got {len(shape)}")
     return numpy.ndarray(shape, dtype, value)
@@ -212,7 +213,7 @@ def _demands(annotation: Any) -> tuple[int | None, tuple[type, ...] | None]:
     shape, dtype = typing.get_args(annotation) or (Any, Any)
     sizes = typing.get_args(shape)
     dimensions = len(sizes) if typing.get_origin(shape) is tuple and ... not in sizes else None
-    wanted = (*typing.get_args(dtype), Any)[0]
+    wanted = typing.get_args(dtype)[0] if typing.get_origin(dtype) is numpy.dtype else dtype
     union = typing.get_args(wanted) if typing.get_origin(wanted) in (typing.Union, types.UnionType) else (wanted,)
     sorts = tuple(typing.get_origin(each) or each for each in union)
     if not all(isinstance(sort, type) and issubclass(sort, numpy.generic) for sort in sorts):
@@ -255,7 +256,7 @@ def _dtype_of(part: Any, depth: int) -> numpy.dtype[Any]:
         except TypeError as error:
             raise ValueError(str(error)) from None
     if not isinstance(part, list) or not part or depth == _MOST_NESTED:
-        raise ValueError(f"no type of elements: {str(part)[:80]!r}")
+        raise ValueError(f"no type of elements: {_short(part)}")
     names, formats, offsets, end = [], [], [], 0
     for field in part:
         name, each = _field(field, depth)
@@ -275,14 +276,20 @@ def _field(field: Any, depth: int) -> tuple[str, numpy.dtype[Any]]:
     import numpy
 
     if not isinstance(field, list) or len(field) not in (2, 3) or not isinstance(field[0], str):
-        raise ValueError(f"no field of a structure: {str(field)[:80]!r}")
+        raise ValueError(f"no field of a structure: {_short(field)}")
     each = _dtype_of(field[1], depth + 1)
     if len(field) == 2:
         return field[0], each
     shape = field[2]
     if not isinstance(shape, list) or not shape or not all(type(size) is int and size > 0 for size in shape):
-        raise ValueError(f"no shape of a field: {str(shape)[:80]!r}")
+        raise ValueError(f"no shape of a field: {_short(shape)}")
     try:
         return field[0], numpy.dtype((each, tuple(shape)))
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"no field: {error}") from None
+
+
+def _short(part: Any) -> str:
+    """What a peer made up, for a message."""
+    text = str(part)
+    return text if len(text) <= 80 else f"{text[:80]}…"

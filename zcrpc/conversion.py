@@ -129,11 +129,8 @@ def register(kind: type[T], *, encode: Callable[[T], Any], decode: Callable[[Any
     """
     if not isinstance(kind, type):
         raise TypeError(f"register() is for classes, not for {kind!r}")
-    if (
-        _is_buffer(kind)
-        or arrays.is_array(kind)
-        or not isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType)
-    ):
+    is_foreign = isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType)
+    if not is_foreign or _is_buffer(kind) or arrays.is_arriving(kind):
         raise TypeError(f"{kind.__qualname__} can be sent as it is")
     _registered[kind] = _Registered(encode, decode, _taken_by(decode, kind))
 
