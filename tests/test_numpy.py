@@ -175,7 +175,7 @@ async def test_arrays_nested_in_arguments_and_results(serving: Serving) -> None:
         assert back["b"].mask is not None
         assert back["b"].mask.all()
         # A view where a view is annotated, though an array was sent, next to arrays where those are.
-        record = await maths.record(Record(pixels[1], {"x": np.ones(5, "f4")}))  # type: ignore[arg-type]
+        record = await maths.record(Record(pixels[1], {"x": np.ones(5, "f4")}))
         assert record.raw == pixels[1].tobytes()
         assert same(record.table["x"], np.full(5, 2, "f4"))
         assert await maths.maybe() == ["NoneType", "NoneType"]
@@ -227,7 +227,7 @@ async def test_array_module(serving: Serving) -> None:
             (np.zeros(2, ">f8"), "elements"),
         ]:
             with pytest.raises(zcrpc.InvalidArgument, match=rf"numbers\(\): 'value': .*{says}"):
-                await maths.numbers(wrong)
+                await maths.numbers(wrong)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="type code 'u'"):
             await maths.numbers(array.array("u", "text"))
 
