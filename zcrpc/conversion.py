@@ -43,15 +43,19 @@ _BUFFERS: Final = (bytes, bytearray, memoryview)
 @dataclasses.dataclass(slots=True, frozen=True)
 class Converter:
     """From what arrived to what an annotation says. `views`: buffers are wanted as views over what was received, by
-    memoryview, Buffer or an array; `anything`: it leaves places open, such as Any."""
+    memoryview, Buffer or an array; `anything`: it leaves places open, such as Any; `foreign`: it has types that msgspec
+    does not know."""
 
     annotation: Any
     exact: type | None
     views: bool
     anything: bool
+    foreign: bool
 
     def convert(self, value: Any) -> Any:
         """The value as annotated. msgspec.ValidationError says what is wrong and where."""
+        if not self.foreign:
+            return msgspec.convert(value, self.annotation, builtin_types=_BUFFERS)
         return msgspec.convert(value, self.annotation, builtin_types=_BUFFERS, dec_hook=_decode)
 
 
@@ -81,7 +85,7 @@ def converter(what: str, annotation: Any) -> Converter | None:
                 f"{what}: cannot arrive as {annotation}; take a type that msgspec knows, or zcrpc.register() this one"
             )
     exact = memoryview if _is_buffer(annotation) else annotation if annotation in _EXACT else None
-    return Converter(annotation, exact, views, anything)
+    return Converter(annotation, exact, views, anything, msgspec.inspect.CustomType in kinds)
 
 
 def _parts(info: Any) -> list[Any]:
