@@ -54,14 +54,25 @@ def notes(rounds: Sequence[Round]) -> list[str]:
 
 
 def conclusion(rounds: Sequence[Round]) -> str:
-    """What the counts say, in sentences: whether receives of each kernel took the mmap lock."""
+    """What the figures say, in sentences: did receives take each kernel's mmap lock, and how long for the map's?"""
     said = []
     for lock in dict.fromkeys(lock_name(each) for each in rounds if each.strategy == KERNEL):
         mine = [each for each in rounds if lock_name(each) == lock]
         counts = [each.acquisitions_per_receive for each in mine if each.acquisitions_per_receive is not None]
         if counts:
             said.append(f"{lock}: {_verdict(max(counts))}{_slower(mine)}.")
+    waits = _waits(rounds)
+    if waits:
+        said.append(f"Beside a writer of the region map, a receive waits {', '.join(waits)}, on average.")
     return " ".join(said)
+
+
+def _waits(rounds: Sequence[Round]) -> list[str]:
+    return [
+        f"{short(median(each.waited_us_per_receive or 0 for each in found))} µs with {lock}"
+        for (lock, writer), found in _groups(rounds).items()
+        if writer == "write-lock"
+    ]
 
 
 def _verdict(most: float) -> str:

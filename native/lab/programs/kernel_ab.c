@@ -15,6 +15,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include "lab/kernel.h"
@@ -109,7 +110,9 @@ int main(int count, char **words) {
         print_result(machine.release, writers[writer], ran, &result);
         status |= ran < 0;
     }
-    if (in_machine)
+    if (in_machine) {
+        tcdrain(STDOUT_FILENO); /* a serial line is slower than switching off */
         reboot(RB_POWER_OFF);
+    }
     return status;
 }
