@@ -167,10 +167,22 @@ static int join_threads(struct kernel *kernel) {
     return failed ? failed : kernel->writer.failed;
 }
 
-/* Until all receivers have come to the end of the phase, which each does within its own bounds. */
-static void wait_for_all(struct kernel *kernel, uint32_t phases) {
-    while (atomic_load_explicit(&kernel->arrived, memory_order_acquire) < phases * kernel->options->receivers)
+void kernel_arrive(struct kernel *kernel, enum kernel_phase next) {
+    atomic_fetch_add_explicit(&kernel->arrived, 1, memory_order_acq_rel);
+    while (atomic_load_explicit(&kernel->phase, memory_order_acquire) < (int)next)
+        usleep(200); /* which takes no lock of the process */
+}
+
+/* Until so many threads have come to the end of a phase, which each does within its own bounds. */
+static void wait_for(struct kernel *kernel, uint32_t arrivals) {
+    while (atomic_load_explicit(&kernel->arrived, memory_order_acquire) < arrivals)
         usleep(200);
+}
+
+/* Stops everybody. `before`: arrivals of earlier phases. */
+static void park(struct kernel *kernel, enum kernel_phase phase, uint32_t before) {
+    set_phase(kernel, phase);
+    wait_for(kernel, before + kernel->options->receivers + kernel->writer.started);
 }
 
 static void note_counts(const struct kernel *kernel, const struct zc_mmap_lock_counts *counts, struct zc_kernel_result *result) {
@@ -195,7 +207,7 @@ static void note_counts(const struct kernel *kernel, const struct zc_mmap_lock_c
 
 /* Runs the counted receives, between two stops of all receivers. */
 static void count(struct kernel *kernel, struct zc_mmap_lock_trace *trace, struct zc_kernel_result *result) {
-    uint32_t receivers = kernel->options->receivers;
+    uint32_t receivers = kernel->options->receivers, all = receivers + kernel->writer.started;
     pid_t threads[ZC_KERNEL_RECEIVERS];
     struct zc_mmap_lock_counts counts;
     for (uint32_t i = 0; i < receivers; i++)
@@ -204,7 +216,8 @@ static void count(struct kernel *kernel, struct zc_mmap_lock_trace *trace, struc
                    zc_mmap_lock_trace_start(trace, threads, receivers, result->not_counted, sizeof result->not_counted) == 0;
     kernel->quota = tracing ? (kernel->options->counted + receivers - 1) / receivers : 0;
     set_phase(kernel, KERNEL_COUNT);
-    wait_for_all(kernel, 2);
+    wait_for(kernel, all + receivers); /* the writer goes on until it is stopped */
+    park(kernel, KERNEL_PARKED_AGAIN, all);
     if (tracing && zc_mmap_lock_trace_stop(trace, &counts, result->not_counted, sizeof result->not_counted) == 0)
         note_counts(kernel, &counts, result);
 }
@@ -213,8 +226,7 @@ static int run_threads(struct kernel *kernel, struct zc_mmap_lock_trace *trace, 
     int failed = start_threads(kernel);
     if (failed == 0) {
         sleep_for(kernel->options->warm_up_seconds);
-        set_phase(kernel, KERNEL_PARKED);
-        wait_for_all(kernel, 1);
+        park(kernel, KERNEL_PARKED, 0);
         count(kernel, trace, result);
         set_phase(kernel, KERNEL_MEASURE);
         sleep_for(kernel->options->seconds);

@@ -8,8 +8,8 @@
 #define TABLE_BYTES (2u << 20) /* of address space under one page of page table */
 
 /* Flips the protection of the whole area: every entry of its page tables is rewritten under the lock. */
-static int flip(const struct kernel_writer *writer, uint64_t number) {
-    int protection = number % 2 ? PROT_READ | PROT_WRITE : PROT_READ;
+static int flip(struct kernel_writer *writer) {
+    int protection = writer->flips++ % 2 ? PROT_READ | PROT_WRITE : PROT_READ;
     return mprotect(writer->area, writer->kernel->options->area_bytes, protection) < 0 ? -errno : 0;
 }
 
@@ -24,18 +24,22 @@ static int map_and_unmap(const struct kernel_writer *writer) {
     return munmap((void *)area, size) < 0 ? -errno : 0;
 }
 
-void *kernel_change(void *argument) {
-    struct kernel_writer *writer = argument;
-    const struct zc_kernel_options *options = writer->kernel->options;
-    int phase = KERNEL_WARM_UP;
-    for (uint64_t number = 0; phase != KERNEL_STOP && writer->failed == 0; number++) {
-        int now = atomic_load_explicit(&writer->kernel->phase, memory_order_acquire);
-        if (now == KERNEL_MEASURE && phase != KERNEL_MEASURE)
-            memset(&writer->latency, 0, sizeof writer->latency);
-        phase = now;
+static void change_during(struct kernel_writer *writer, enum kernel_phase phase) {
+    bool flips = writer->kernel->options->writer == ZC_KERNEL_MPROTECT;
+    while (writer->failed == 0 && kernel_during(writer->kernel, phase)) {
         uint64_t began = zc_cycles();
-        writer->failed = options->writer == ZC_KERNEL_MPROTECT ? flip(writer, number) : map_and_unmap(writer);
+        writer->failed = flips ? flip(writer) : map_and_unmap(writer);
         zc_histogram_record(&writer->latency, zc_cycles() - began);
     }
+}
+
+void *kernel_change(void *argument) {
+    struct kernel_writer *writer = argument;
+    change_during(writer, KERNEL_WARM_UP);
+    kernel_arrive(writer->kernel, KERNEL_COUNT);
+    change_during(writer, KERNEL_COUNT);
+    kernel_arrive(writer->kernel, KERNEL_MEASURE);
+    memset(&writer->latency, 0, sizeof writer->latency);
+    change_during(writer, KERNEL_MEASURE);
     return NULL;
 }

@@ -35,17 +35,18 @@ struct kernel_writer {
     pthread_t thread;
     bool started;
     unsigned char *area; /* of ZC_KERNEL_MPROTECT */
+    uint64_t flips;
     struct zc_histogram latency;
     int failed;
 };
 
-/* In this order. While PARKED, counting is switched on, or off and read. */
-enum kernel_phase { KERNEL_WARM_UP, KERNEL_PARKED, KERNEL_COUNT, KERNEL_MEASURE, KERNEL_STOP };
+/* In this order. While all are parked, counting is switched on, or off and read: nobody runs the code that the kernel rewrites for that. */
+enum kernel_phase { KERNEL_WARM_UP, KERNEL_PARKED, KERNEL_COUNT, KERNEL_PARKED_AGAIN, KERNEL_MEASURE, KERNEL_STOP };
 
 struct kernel {
     const struct zc_kernel_options *options;
     _Atomic int phase;        /* enum kernel_phase */
-    _Atomic uint32_t arrived; /* receivers that have come to the end of a phase, all phases added up */
+    _Atomic uint32_t arrived; /* threads that have come to the end of a phase, all phases added up */
     uint32_t quota;           /* receives of each thread that are counted; 0: none */
     struct kernel_receiver *receivers;
     struct kernel_writer writer;
@@ -57,6 +58,13 @@ struct kernel {
 
 void *kernel_receive(void *receiver); /* thread functions */
 void *kernel_change(void *writer);
+
+static inline bool kernel_during(const struct kernel *kernel, enum kernel_phase phase) {
+    return atomic_load_explicit(&kernel->phase, memory_order_acquire) == (int)phase;
+}
+
+/* A thread has come to the end of a phase, and waits for a later one. */
+void kernel_arrive(struct kernel *kernel, enum kernel_phase next);
 
 /* Stamps the page number `page` of a connection's payload number `sequence`: what the receiver expects there. */
 static inline uint64_t kernel_stamp(uint64_t sequence, uint64_t page) {

@@ -71,12 +71,8 @@ static int receive_payload(struct kernel_receiver *receiver) {
     return 0;
 }
 
-static int phase_of(const struct kernel_receiver *receiver) {
-    return atomic_load_explicit(&receiver->kernel->phase, memory_order_acquire);
-}
-
 static void receive_during(struct kernel_receiver *receiver, enum kernel_phase phase) {
-    while (receiver->failed == 0 && phase_of(receiver) == (int)phase)
+    while (receiver->failed == 0 && kernel_during(receiver->kernel, phase))
         receiver->failed = receive_payload(receiver);
 }
 
@@ -104,21 +100,15 @@ static void measure(struct kernel_receiver *receiver) {
     receiver->cpu = zc_lab_seconds(CLOCK_THREAD_CPUTIME_ID) - cpu;
 }
 
-/* Waits for a phase. A sleep takes no lock of the process. */
-static void arrive(struct kernel_receiver *receiver, enum kernel_phase next) {
-    atomic_fetch_add_explicit(&receiver->kernel->arrived, 1, memory_order_acq_rel);
-    while (phase_of(receiver) < (int)next)
-        usleep(200);
-}
-
 void *kernel_receive(void *argument) {
     struct kernel_receiver *receiver = argument;
+    struct kernel *kernel = receiver->kernel;
     receiver->id = gettid();
     receive_during(receiver, KERNEL_WARM_UP);
-    arrive(receiver, KERNEL_COUNT);
-    if (phase_of(receiver) == KERNEL_COUNT && receiver->kernel->quota > 0)
+    kernel_arrive(kernel, KERNEL_COUNT);
+    if (kernel_during(kernel, KERNEL_COUNT) && kernel->quota > 0)
         receive_counted(receiver);
-    arrive(receiver, KERNEL_MEASURE);
+    kernel_arrive(kernel, KERNEL_MEASURE);
     measure(receiver);
     return NULL;
 }

@@ -98,25 +98,28 @@ int zc_mmap_lock_trace_open(struct zc_mmap_lock_trace *trace, char *why, size_t 
     return refuse(why, size, "the tracing instance cannot be set up", -failed);
 }
 
-static int enable(const struct zc_mmap_lock_trace *trace, const char *value) {
+/* Writes a control file of each event. */
+static int set_events(const struct zc_mmap_lock_trace *trace, const char *file, const char *value) {
     int failed = 0;
     for (size_t i = 0; i < sizeof events / sizeof *events && failed == 0; i++) {
-        char file[ZC_TRACE_PATH];
-        snprintf(file, sizeof file, "events/mmap_lock/%s/enable", events[i]);
-        failed = set(trace, file, value);
+        char path[ZC_TRACE_PATH];
+        snprintf(path, sizeof path, "events/mmap_lock/%s/%s", events[i], file);
+        failed = set(trace, path, value);
     }
     return failed;
 }
 
+/* The threads are chosen by a filter of the events. set_event_pid would do it, too, but it hooks into every switch and wake-up of the whole
+ * machine to keep track of them. */
 int zc_mmap_lock_trace_start(struct zc_mmap_lock_trace *trace, const pid_t *threads, uint32_t count, char *why, size_t size) {
-    char ids[ZC_TRACE_THREADS * 12] = "";
+    char filter[ZC_TRACE_THREADS * 28] = "";
     trace->count = count < ZC_TRACE_THREADS ? count : ZC_TRACE_THREADS;
     memcpy(trace->threads, threads, trace->count * sizeof *threads);
     for (uint32_t i = 0; i < trace->count; i++)
-        snprintf(ids + strlen(ids), sizeof ids - strlen(ids), "%d ", (int)threads[i]);
-    int failed = set(trace, "set_event_pid", ids);
+        snprintf(filter + strlen(filter), sizeof filter - strlen(filter), "%scommon_pid==%d", i ? "||" : "", (int)threads[i]);
+    int failed = set_events(trace, "filter", filter);
     failed = failed ? failed : set(trace, "trace", "");
-    failed = failed ? failed : enable(trace, "1");
+    failed = failed ? failed : set_events(trace, "enable", "1");
     return failed ? refuse(why, size, "the mmap_lock tracepoints cannot be switched on", -failed) : 0;
 }
 
@@ -190,7 +193,7 @@ static uint64_t lost_events(const struct zc_mmap_lock_trace *trace) {
 
 int zc_mmap_lock_trace_stop(struct zc_mmap_lock_trace *trace, struct zc_mmap_lock_counts *counts, char *why, size_t size) {
     *counts = (struct zc_mmap_lock_counts){0};
-    int failed = enable(trace, "0");
+    int failed = set_events(trace, "enable", "0");
     failed = failed ? failed : read_trace(trace, counts);
     if (failed)
         return refuse(why, size, "the trace cannot be read", -failed);
