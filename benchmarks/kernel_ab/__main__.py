@@ -104,7 +104,6 @@ def _emulated(kernel: Path, archive: Path, options: list[KernelReceivers], timeo
     """All writers in one machine, one after the other."""
     first = options[0]
     words = {
-        "writers": ",".join(each.writer for each in options),
         "payload": first.payload,
         "receivers": first.receivers,
         "area_mib": first.area_mib,
@@ -114,7 +113,7 @@ def _emulated(kernel: Path, archive: Path, options: list[KernelReceivers], timeo
     }
     by_writer = {each.writer: each for each in options}
     patience = timeout + len(options) * first.seconds
-    for answer in machine.boot(kernel, archive, words, runs=len(options), timeout=patience):
+    for answer in machine.boot(kernel, archive, list(by_writer), words, patience):
         result = answer.failed or answer.result
         yield kernel_round(by_writer[answer.writer], result, 0, kernel=answer.kernel, emulated=True)
 
