@@ -5,7 +5,6 @@
  * As the first process of a virtual machine, where the kernel passes it these words of its command line, it also sets up what the experiment
  * needs, and switches the machine off in the end. */
 #include <errno.h>
-#include <fcntl.h>
 #include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,14 +22,6 @@
 
 static const char *const writers[] = {[ZC_KERNEL_NO_WRITER] = "none", [ZC_KERNEL_MPROTECT] = "mprotect", [ZC_KERNEL_MMAP] = "mmap"};
 
-/* Starts the second core, which the command line held back (benchmarks/kernel_ab/machine.py says why). */
-static void start_second_core(void) {
-    int fd = open("/sys/devices/system/cpu/cpu1/online", O_WRONLY);
-    if (fd < 0 || write(fd, "1", 1) < 0)
-        printf("second core: %s\n", strerror(errno));
-    close(fd);
-}
-
 /* In a machine of our own there is nothing yet: no file systems, and loopback is down. */
 static void set_up_machine(void) {
     struct ifreq loopback = {.ifr_name = "lo", .ifr_flags = IFF_UP};
@@ -42,7 +33,6 @@ static void set_up_machine(void) {
     if (fd < 0 || ioctl(fd, SIOCSIFFLAGS, &loopback) < 0)
         printf("loopback: %s\n", strerror(errno));
     close(fd);
-    start_second_core();
 }
 
 /* Takes one name=value. Returns whether it is one of ours. */
