@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -99,6 +100,20 @@ class TestArchive:
         assert found.result.receives > 0
         assert found.result.counted_receives == 0
         assert "Permission denied" in found.result.not_counted or "cannot be" in found.result.not_counted
+
+    @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs process numbers of its own")
+    def test_a_count_that_is_blind_is_none(self, tmp_path: Path) -> None:
+        program = initramfs.compile_program(tmp_path / "program")
+        elsewhere = ["unshare", "--pid", "--fork", "sh", "-c", '"$@"; exit $?', "sh"]
+        done = subprocess.run(
+            [*elsewhere, program, "writers=none", "seconds=0.1", "counted=100"], capture_output=True, check=False
+        )
+        if b"unshare" in done.stderr:
+            pytest.skip(done.stderr.decode().strip())
+        (found,) = machine.answers(done.stdout)
+        assert (found.result.counted_receives, found.result.acquisitions) == (0, 0)
+        if os.access("/sys/kernel/tracing/events/mmap_lock", os.R_OK):
+            assert found.result.not_counted.startswith("the tracepoints showed 0 of 16 acquisitions")
 
     def test_unknown_words_are_refused(self, tmp_path: Path) -> None:
         program = initramfs.compile_program(tmp_path / "program")
