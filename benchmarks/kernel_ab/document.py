@@ -9,7 +9,6 @@ from typing import Final
 import click
 
 from zcrpc.lab.kernel import Round
-from zcrpc.lab.report import short
 
 MARKS: Final = ("<!-- figures: begin -->", "<!-- figures: end -->")
 
@@ -40,9 +39,9 @@ def table(rounds: Sequence[Round], where: str) -> str:
             f"**{each.acquisitions_per_receive:.3f}** ({each.acquisitions:,} of {each.counted_receives:,})"
             if counted
             else f"– ({each.note})",
-            short((each.waited_us_per_receive or 0) * each.counted_receives / 1e3) if counted else "–",
-            short(each.longest_wait_us or 0) if counted else "–",
-            f"{short(each.receive_p50_us)} / {short(each.receive_p999_us)}",
+            f"{(each.waited_us_per_receive or 0) * each.counted_receives / 1e3:,.1f}" if counted else "–",
+            f"{each.longest_wait_us:,.0f}" if counted else "–",
+            f"{each.receive_p50_us:,.1f} / {each.receive_p999_us:,.0f}" if each.receives else "–",
         )
         how = "emulated" if each.emulated else "this machine's"
         lines.append(f"| {each.kernel} | {how} | {each.writer} | {' | '.join(figures)} |")
