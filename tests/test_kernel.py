@@ -170,7 +170,7 @@ class TestRows:
         ("acquisitions", "verdict"),
         [
             (1, "receives take no mmap lock"),
-            (1000, "up to 0.500 of a receive's calls"),
+            (1000, "up to 50 % of the receives take the mmap lock"),
             (2001, "every receive takes the mmap lock"),
         ],
     )

@@ -106,7 +106,7 @@ static int make_area(struct kernel *kernel) {
     if (area == MAP_FAILED)
         return -errno;
     kernel->writer.area = area;
-    madvise(area, size, MADV_NOHUGEPAGE); /* a flip of small pages takes 100 times as long */
+    madvise(area, size, MADV_NOHUGEPAGE); /* small pages have 512 times as many entries to rewrite */
     for (uint64_t at = 0; at < size; at += KERNEL_PAGE)
         area[at] = 1;
     return 0;

@@ -79,7 +79,7 @@ def _verdict(most: float) -> str:
     if most < 0.05:
         return "receives take no mmap lock, only that of their mapping"
     if most < 0.95:
-        return f"up to {most:.3f} of a receive's calls take the mmap lock"
+        return f"up to {100 * most:.0f} % of the receives take the mmap lock"
     return "every receive takes the mmap lock"
 
 
