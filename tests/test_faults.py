@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 NATIVE = Path(__file__).parent.parent / "native"
+SOURCES = ("lock/*.c", "region/*.c", "lab/torture*.c", "lab/clock.c", "net/histogram.c")
 NO_FAULT = 99  # one that does not exist
 STALLED = "3"  # seconds in which a thread has to get on
 SECONDS = 40.0  # that torture has at most; most faults show within one
@@ -52,7 +53,7 @@ def build(directory: Path, program: str, fault: int, sanitize: str = "") -> Path
     target = directory / f"{program}-{fault}-{sanitize or 'plain'}"
     if target.exists():
         return target
-    sources = [str(path) for part in ("lock", "region") for path in sorted((NATIVE / part).glob("*.c"))]
+    sources = [str(path) for pattern in SOURCES for path in sorted(NATIVE.glob(pattern))]
     flags = ["-std=gnu11", "-O2", "-g", "-D_GNU_SOURCE", "-DZCRPC_DEBUG", f"-DZCRPC_FAULT={fault}", "-pthread"]
     flags += [f"-I{NATIVE}", f"-I{NATIVE / 'include'}", *([f"-fsanitize={sanitize}"] if sanitize else [])]
     command = [os.environ.get("CC", "cc"), *flags, *sources, str(NATIVE / "tests" / f"{program}.c"), "-lm", "-ldl"]
