@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "lab/clock.h"
+#include "lab/torture_check.h"
 #include "lab/torture_run.h"
 #include "lock/registry.h"
 #include "region/map_core.h"
@@ -14,8 +15,9 @@
 #define SLOTS_PER_WRITER 3
 #define LEAST_SLOTS 6
 #define UNITS_FOR_LEASES 8
-#define SLEEP_US 100   /* at most; one in 64 is longer: */
-#define LONG_SLEEP 20u /* times that */
+#define LINGER_ONE_IN 32 /* steps of a calm burst */
+#define SLEEP_US 100     /* at most; one in 64 is longer: */
+#define LONG_SLEEP 20u   /* times that */
 
 _Noreturn void torture_violation(const char *file, int line, const char *function, const char *format, ...) {
     char text[256];
@@ -42,7 +44,7 @@ void torture_begin_burst(struct torture_worker *w) {
 }
 
 void torture_dawdle(struct torture_worker *w) {
-    if (!w->rough)
+    if (!w->rough && torture_draw(w, LINGER_ONE_IN) != 0)
         return;
     uint32_t lot = torture_draw(w, 512);
     if (lot == 0) {
@@ -117,9 +119,8 @@ static void take_down(struct torture_run *run) {
     }
 }
 
-static int start(struct torture_run *run, struct torture_worker *w, const struct torture_role *role, uint32_t number, uint64_t *seeds) {
-    *w = (struct torture_worker){.run = run, .role = role, .number = number, .random = *seeds};
-    *seeds = (*seeds ^ *seeds >> 31) * 0x9e3779b97f4a7c15u + 1; /* far from each other, and so from their like in the next round */
+static int start(struct torture_run *run, struct torture_worker *w, const struct torture_role *role, uint32_t number, uint64_t seed) {
+    *w = (struct torture_worker){.run = run, .role = role, .number = number, .random = seed};
     for (int which = 0; which < TORTURE_MAPS; which++) {
         w->actors[which] = zc_actor_create(run->sides[which].map);
         if (w->actors[which] == NULL)
@@ -128,53 +129,70 @@ static int start(struct torture_run *run, struct torture_worker *w, const struct
     return -pthread_create(&w->thread, NULL, work, w);
 }
 
-/* Starts what it can. Those that have no thread do nothing, and have no `run`. */
-static int start_all(struct torture_run *run, struct torture_worker *workers, uint32_t count, uint64_t *seeds) {
+/* Starts what it can; a worker without a thread has no `run`. */
+static int start_all(struct torture_run *run, struct torture_worker *workers, uint32_t count, uint32_t round) {
     uint32_t readers = run->options->readers;
     int error = 0;
     for (uint32_t i = 0; error == 0 && i < count; i++) {
         const struct torture_role *role = i < readers ? &torture_reader : i < count - 1 ? &torture_writer : &torture_lessee;
-        error = start(run, &workers[i], role, i < readers ? i : i - readers, seeds);
+        error = start(run, &workers[i], role, i < readers ? i : i - readers, torture_seed(run->options->seed, round, i));
         if (error != 0)
             workers[i].run = NULL;
     }
     return error;
 }
 
-static void watch(const struct torture_run *run, struct torture_worker *workers, uint32_t count, double seconds) {
-    struct {
-        uint64_t steps;
-        double moved;
-    } last[ZC_TORTURE_READERS + ZC_TORTURE_WRITERS + 1];
-    double began = zc_lab_seconds(CLOCK_MONOTONIC), now = began, bound = run->options->stalled_seconds;
-    for (uint32_t i = 0; i < count; i++) {
-        last[i].steps = 0;
-        last[i].moved = began;
-    }
+static bool told_to_stop(const struct torture_run *run) {
     const uint32_t *stop = run->options->stop;
-    while (now - began < seconds && !(stop != NULL && __atomic_load_n(stop, __ATOMIC_RELAXED))) {
-        sleep_us(now + 0.02 - began < seconds ? 20000 : (uint64_t)((seconds - (now - began)) * 1e6) + 1);
-        now = zc_lab_seconds(CLOCK_MONOTONIC);
-        for (uint32_t i = 0; i < count; i++) {
-            uint64_t steps = __atomic_load_n(&workers[i].steps, __ATOMIC_RELAXED);
-            if (steps != last[i].steps)
-                last[i].moved = now;
-            last[i].steps = steps;
-            if (now - last[i].moved > bound)
-                torture_violation(__FILE__, __LINE__, __func__, "%s: thread %u has been stuck for %g s", run->strategy->name, i, bound);
-        }
+    return stop != NULL && __atomic_load_n(stop, __ATOMIC_RELAXED);
+}
+
+static _Noreturn void stuck(const struct torture_run *run, uint32_t thread) {
+    torture_violation(__FILE__, __LINE__, __func__, "%s: thread %u has been stuck for %g s", run->strategy->name, thread,
+                      run->options->stalled_seconds);
+}
+
+struct progress {
+    uint64_t steps;
+    double moved; /* when the watchdog last saw that the steps were more */
+};
+
+/* When the one that has not got on for the longest did so. */
+static double see_progress(const struct torture_run *run, struct torture_worker *workers, uint32_t count, struct progress *last) {
+    double now = zc_lab_seconds(CLOCK_MONOTONIC), bound = run->options->stalled_seconds, earliest = now;
+    for (uint32_t i = 0; i < count; i++) {
+        uint64_t steps = __atomic_load_n(&workers[i].steps, __ATOMIC_RELAXED);
+        if (steps != last[i].steps)
+            last[i] = (struct progress){.steps = steps, .moved = now};
+        if (now - last[i].moved > bound)
+            stuck(run, i);
+        earliest = last[i].moved < earliest ? last[i].moved : earliest;
+    }
+    return earliest;
+}
+
+/* Until the time is up and each thread has got on once more, while the others still press. */
+static void watch(const struct torture_run *run, struct torture_worker *workers, uint32_t count, double seconds) {
+    struct progress last[ZC_TORTURE_READERS + ZC_TORTURE_WRITERS + 1] = {0};
+    double due = zc_lab_seconds(CLOCK_MONOTONIC) + seconds;
+    for (uint32_t i = 0; i < count; i++)
+        last[i].moved = due - seconds;
+    while (see_progress(run, workers, count, last) <= due) {
+        double now = zc_lab_seconds(CLOCK_MONOTONIC);
+        if (now < due && told_to_stop(run))
+            due = now;
+        sleep_us(now + 0.02 < due ? 20000 : 2000);
     }
 }
 
-/* Waits for the threads that there are; each of them ends after its step. */
+/* Each thread that there is ends after its step. */
 static void join(const struct torture_run *run, struct torture_worker *workers, uint32_t count) {
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_sec += (time_t)run->options->stalled_seconds + 1;
     for (uint32_t i = 0; i < count; i++)
         if (workers[i].run != NULL && pthread_timedjoin_np(workers[i].thread, NULL, &until) != 0)
-            torture_violation(__FILE__, __LINE__, __func__, "%s: thread %u has been stuck for %g s", run->strategy->name, i,
-                              run->options->stalled_seconds);
+            stuck(run, i);
 }
 
 /* ---- what was done ---- */
@@ -226,7 +244,6 @@ static void add_worker(struct tally *tally, const struct torture_worker *w) {
     result->refused += w->refused;
     result->sleeps += w->sleeps;
     result->preemptions += w->preemptions;
-    result->idle_threads += w->steps == 0;
     tally->longest_read = w->longest_read > tally->longest_read ? w->longest_read : tally->longest_read;
     tally->longest_write = w->longest_write > tally->longest_write ? w->longest_write : tally->longest_write;
 }
@@ -237,9 +254,8 @@ static void release_leases(struct torture_run *run) {
             zc_lease_release(run->ring[i]);
 }
 
-static int run_round(struct tally *tally, struct torture_run *run, struct torture_worker *workers, uint32_t count, double seconds,
-                     uint64_t *seeds) {
-    int error = start_all(run, workers, count, seeds);
+static int run_round(struct tally *tally, struct torture_run *run, struct torture_worker *workers, uint32_t count, double seconds) {
+    int error = start_all(run, workers, count, tally->result->rounds);
     double began = zc_lab_seconds(CLOCK_MONOTONIC);
     if (error == 0)
         watch(run, workers, count, seconds);
@@ -262,16 +278,13 @@ static int run_round(struct tally *tally, struct torture_run *run, struct tortur
 static int run_rounds(const struct zc_torture_options *options, const struct zc_strategy *strategy, struct torture_worker *workers,
                       struct tally *tally) {
     uint32_t count = options->readers + options->writers + 1, rounds = 1 + (uint32_t)(options->seconds / ROUND_SECONDS);
-    uint64_t seeds = options->seed;
     struct torture_run run;
     int error = 0;
-    for (uint32_t i = 0; i < rounds && error == 0; i++) {
-        if (i > 0 && options->stop != NULL && __atomic_load_n(options->stop, __ATOMIC_RELAXED))
-            break;
+    for (uint32_t i = 0; i < rounds && error == 0 && !(i > 0 && told_to_stop(&run)); i++) {
         memset(workers, 0, count * sizeof *workers);
         error = set_up(&run, options, strategy);
         if (error == 0)
-            error = run_round(tally, &run, workers, count, options->seconds / rounds, &seeds);
+            error = run_round(tally, &run, workers, count, options->seconds / rounds);
         take_down(&run);
         tally->result->rounds++;
     }

@@ -13,7 +13,7 @@
 
 #define ZC_TORTURE_READERS 64 /* threads at most */
 #define ZC_TORTURE_WRITERS 16
-#define ZC_TORTURE_SECONDS 86400.0 /* at most */
+#define ZC_TORTURE_SECONDS 86400 /* at most */
 
 struct zc_torture_options {
     const char *strategy;
@@ -34,7 +34,6 @@ struct zc_torture_result {
     uint64_t placed, released, refused; /* leases; refused for the budget */
     int64_t wraps;                      /* times that a sequence or a ticket passed its end; -1: not known of this strategy */
     uint64_t sleeps, preemptions;       /* injected, lock in hand: a sleep, a yield of the processor */
-    uint64_t idle_threads;              /* that did nothing */
     uint32_t rounds;                    /* maps made, tortured and taken down, in turn */
     double longest_read_wait_us, longest_write_wait_us;
     double elapsed_seconds;

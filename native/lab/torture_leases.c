@@ -1,6 +1,7 @@
 #include <errno.h>
 #include <sched.h>
 
+#include "lab/torture_check.h"
 #include "lab/torture_run.h"
 
 #define MIB (1ull << 20)

@@ -1,5 +1,6 @@
 #include <errno.h>
 
+#include "lab/torture_check.h"
 #include "lab/torture_run.h"
 
 #define RELEASE_ONE_IN 8192 /* leases are released by threads that did not reserve them */

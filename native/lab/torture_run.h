@@ -10,8 +10,8 @@
  * what is confirmed must be equal. In the end the strategies' counters are what the threads counted themselves, and sequences and tickets
  * are where so many locks bring them.
  *
- * Threads work in bursts. In a *calm* one they lock, check and unlock as fast as they can; in a *rough* one they dawdle, lose the processor
- * and sleep with the lock in hand. */
+ * Threads work in bursts. In a *calm* one they lock, check and unlock as fast as they can, and linger rarely; in a *rough* one they
+ * dawdle, lose the processor and sleep with the lock in hand. */
 #ifndef ZCRPC_LAB_TORTURE_RUN_H
 #define ZCRPC_LAB_TORTURE_RUN_H
 
@@ -81,7 +81,7 @@ extern const struct torture_role torture_reader, torture_writer, torture_lessee;
 
 /* Calm or rough, and for how long; sleeps first if the role rests between bursts. */
 void torture_begin_burst(struct torture_worker *w);
-/* In a rough burst: what happens to a thread that has a lock. */
+/* What happens to a thread that has a lock, in a rough burst above all. */
 void torture_dawdle(struct torture_worker *w);
 /* A region for a slot: attached, then its address published. */
 int torture_attach(struct torture_side *side, struct zc_actor *self, enum zc_memory memory, struct zc_region **out);
@@ -94,6 +94,14 @@ void torture_start_before_wrap(struct zc_map *map);
 /* How often what wraps has done so since, going by what was counted; -1 for a strategy from outside. Checks that the words are where the
  * counts say. Only while nobody uses the map. */
 int64_t torture_wraps(struct zc_map *map, const struct zc_lock_counters *counted);
+
+/* Where a thread's draws start: far apart for any two seeds, rounds or threads (splitmix64's last step). */
+static inline uint64_t torture_seed(uint64_t seed, uint32_t round, uint32_t thread) {
+    uint64_t mixed = seed + 0x9e3779b97f4a7c15u * (1 + ((uint64_t)round << 32 | thread));
+    mixed = (mixed ^ mixed >> 30) * 0xbf58476d1ce4e5b9u;
+    mixed = (mixed ^ mixed >> 27) * 0x94d049bb133111ebu;
+    return mixed ^ mixed >> 31;
+}
 
 static inline uint32_t torture_draw(struct torture_worker *w, uint32_t below) {
     w->random = w->random * 6364136223846793005u + 1442695040888963407u; /* Knuth's; the high bits are good */
@@ -114,19 +122,5 @@ static inline size_t torture_unit(const struct zc_map *map, uintptr_t address) {
 static inline uint64_t *torture_lane(uintptr_t address, uint32_t reader) {
     return (uint64_t *)((address & ~(ZC_UNIT - 1)) + (uintptr_t)reader * ZC_CACHE_LINE);
 }
-
-/* ---- what must hold ---- */
-
-_Noreturn __attribute__((format(printf, 4, 5))) void torture_violation(const char *file, int line, const char *function, const char *format,
-                                                                       ...);
-
-#define CHECK(condition) ((condition) ? (void)0 : torture_violation(__FILE__, __LINE__, __func__, "failed: %s", #condition))
-
-#define CHECK_EQUAL(got, wanted)                                                                                                           \
-    do {                                                                                                                                   \
-        int64_t got_ = (int64_t)(got), wanted_ = (int64_t)(wanted);                                                                        \
-        if (got_ != wanted_)                                                                                                               \
-            torture_violation(__FILE__, __LINE__, __func__, "%s is %lld, not %lld", #got, (long long)got_, (long long)wanted_);            \
-    } while (0)
 
 #endif

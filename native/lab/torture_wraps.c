@@ -2,6 +2,7 @@
  *
  * The words are private to their strategies and the counts are ours; so whatever a word holds in the end is checked against the locks that
  * were counted. Tickets of a fair lock are two: 16 bits of writers, and of readers above them, with the carry between the two. */
+#include "lab/torture_check.h"
 #include "lab/torture_run.h"
 #include "lock/fair_rwlock.h"
 #include "lock/global_phase_fair.h"
@@ -9,11 +10,11 @@
 #include "lock/per_region_6_4.h"
 #include "lock/registry.h"
 
-#define TICKETS (-500u) /* where a fair lock's two words start */
-#define SECTIONS (-2000u)
-#define SECTIONS_6_4 (-1000u)
-#define PHASE_READERS (-400u << 8) /* in the high 24 bits */
-#define PHASE_WRITERS (-500u)
+#define TICKETS (-100u) /* where a fair lock's two words start */
+#define SECTIONS (-400u)
+#define SECTIONS_6_4 (-200u)
+#define PHASE_READERS (-100u << 8) /* in the high 24 bits */
+#define PHASE_WRITERS (-100u)
 
 enum family { OUTSIDE, NOTHING_WRAPS, FAIR, FAIR_FOR_WRITERS, PER_REGION, PER_REGION_6_4, PHASE_FAIR };
 

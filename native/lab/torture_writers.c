@@ -2,6 +2,7 @@
 #include <sched.h>
 #include <sys/mman.h>
 
+#include "lab/torture_check.h"
 #include "lab/torture_run.h"
 #include "lock/faults.h"
 

@@ -7,6 +7,7 @@ import click
 from zcrpc.lab.commands.new import new
 from zcrpc.lab.commands.seed import seed
 from zcrpc.lab.commands.simulate import simulate
+from zcrpc.lab.commands.torture import torture
 from zcrpc.lab.commands.upload import upload
 
 
@@ -18,4 +19,5 @@ def lab() -> None:
 lab.add_command(new)
 lab.add_command(seed)
 lab.add_command(simulate)
+lab.add_command(torture)
 lab.add_command(upload)
