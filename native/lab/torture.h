@@ -1,7 +1,8 @@
 /* Torture: everything that a lock strategy must guarantee, done by many threads at once, with what they see checked throughout.
  *
  * Two maps share a slab, so region structs move between them. Readers look addresses up and receive into what they find; writers change,
- * swap, recycle, detach and attach regions; one more thread places and releases leases. Sequences and tickets start just before they wrap.
+ * resize, swap, recycle, detach and attach regions; one more thread places and releases leases. Sequences and tickets start just before
+ * they wrap.
  *
  * What is checked is said in lab/torture_run.h. Whoever finds something wrong prints "file:line: function: what, with which numbers" to
  * standard error and ends the process with status 1, since a map whose lock has failed cannot be taken apart any more; so this is run in a

@@ -83,6 +83,7 @@ static void read_step(struct torture_worker *w) {
         const struct torture_record *record = &slot->record;
         uint64_t a = record->a, elsewhere;
         CHECK_EQUAL(record->start, atomic_load(&region->start));
+        CHECK_EQUAL(record->past, atomic_load(&region->end));
         const uint64_t *received = receive(w, side, address, &elsewhere);
         torture_dawdle(w);
         CHECK_EQUAL(*received, w->steps);

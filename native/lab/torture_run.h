@@ -26,7 +26,7 @@ enum { TORTURE_MAPS = 2, TORTURE_RING = 32 };
 
 struct torture_record { /* plain on purpose */
     uint64_t a, b;
-    uintptr_t start;
+    uintptr_t start, past; /* the region's */
 };
 
 struct torture_slot {

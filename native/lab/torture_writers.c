@@ -52,10 +52,23 @@ static void change(struct section *s, struct torture_slot *slot) {
     atomic_fetch_add(&slot->right, 1);
 }
 
-static void put_at(struct zc_map *map, struct zc_region *region, uintptr_t start) {
+static void place(struct torture_slot *slot, struct zc_region *region, uintptr_t start, uintptr_t length) {
     atomic_store(&region->start, start);
-    atomic_store(&region->end, start + ZC_UNIT);
+    atomic_store(&region->end, start + length);
+    slot->record.start = start;
+    slot->record.past = start + length;
+}
+
+static void put_at(struct zc_map *map, struct torture_slot *slot, struct zc_region *region, uintptr_t start) {
+    place(slot, region, start, ZC_UNIT);
     atomic_store(&map->regions[torture_unit(map, start)], region);
+}
+
+/* Whole, or cut off in the middle: then there is nothing at the addresses above. */
+static void resize(struct section *s, struct torture_slot *slot) {
+    struct zc_region *region = atomic_load(&slot->region);
+    lock_region(s, region);
+    place(slot, region, atomic_load(&region->start), torture_draw(s->w, 4) ? ZC_UNIT : ZC_UNIT / 2);
 }
 
 /* Two regions change places: the reader of either address must not come out with the other. */
@@ -65,11 +78,9 @@ static void swap(struct section *s, struct torture_slot *one, struct torture_slo
     lock_region(s, a);
     if (!ZC_FAULT(3))
         lock_region(s, b);
-    put_at(s->map, a, at_b);
-    one->record.start = at_b;
+    put_at(s->map, one, a, at_b);
     torture_dawdle(s->w);
-    put_at(s->map, b, at_a);
-    two->record.start = at_a;
+    put_at(s->map, two, b, at_a);
 }
 
 /* Out and in again within one section, with the fields wrong in between. */
@@ -84,7 +95,7 @@ static void bounce(struct section *s, struct torture_slot *slot) {
     torture_dawdle(s->w);
     slot->record.b = slot->record.a;
     atomic_store(&region->map, s->map);
-    put_at(s->map, region, start);
+    put_at(s->map, slot, region, start);
     s->map->strategy->attach(s->map, s->self, region);
 }
 
@@ -102,6 +113,7 @@ int torture_attach(struct torture_side *side, struct zc_actor *self, enum zc_mem
 void torture_publish(struct torture_slot *slot, struct zc_region *region) {
     uintptr_t start = atomic_load(&region->start);
     slot->record.start = start;
+    slot->record.past = atomic_load(&region->end);
     atomic_store(&slot->address, start);
     atomic_store(&slot->region, region);
 }
@@ -142,11 +154,13 @@ static void write_step(struct torture_worker *w) {
     } else {
         struct section s = begin(w, which);
         change(&s, one);
-        if (action < 4 && one != two)
+        if (action < 4)
             swap(&s, one, two);
         else if (action < 6)
             bounce(&s, two);
         else if (action < 8)
+            resize(&s, two);
+        else if (action < 10)
             change(&s, two); /* perhaps the same again: idempotent */
         end(&s);
     }

@@ -1,9 +1,9 @@
-/* Torture (lab/torture.h) of the strategies, one after the other.
+/* Torture (lab/torture.h) of one strategy, or of one after the other.
  *
- *   torture [seconds [strategy [stalled [readers [writers [seed]]]]]]
+ *   torture [seconds [strategy | all | each [stalled [readers [writers [seed]]]]]]
  *
- * seconds in all: the strategies share them, unless one is named; "all" is the default, and 6 s. A thread that does not get on for `stalled`
- * seconds, default 30, ends the run. 3 readers, 2 writers, a seed from the clock. */
+ * Of "all", the default, the seconds, default 6, are what they share; of "each" what it gets. A thread that does not get on for `stalled`
+ * seconds, default 30, ends the run. By default 3 readers, 2 writers, and a seed from the clock. */
 #include <string.h>
 #include <time.h>
 
@@ -43,7 +43,7 @@ int main(int argc, char **argv) {
         .writers = argc > 5 ? (uint32_t)strtoul(argv[5], NULL, 10) : 2,
         .seed = argc > 6 ? strtoull(argv[6], NULL, 10) : (uint64_t)time(NULL),
     };
-    if (argc > 2 && strcmp(argv[2], "all") != 0) {
+    if (argc > 2 && strcmp(argv[2], "all") != 0 && strcmp(argv[2], "each") != 0) {
         const struct zc_strategy *strategy = zc_strategy_find(argv[2]);
         CHECK(strategy != NULL);
         torture(strategy, options);
@@ -52,7 +52,8 @@ int main(int argc, char **argv) {
     size_t count = 0;
     while (zc_strategy_at(count) != NULL)
         count++;
-    options.seconds /= (double)count;
+    if (argc <= 2 || strcmp(argv[2], "each") != 0)
+        options.seconds /= (double)count;
     for (size_t index = 0; index < count; index++)
         torture(zc_strategy_at(index), options);
     return 0;

@@ -3,7 +3,7 @@
 What is done and checked is said in native/lab/torture.h and torture_run.h. Each strategy is tortured in a process of
 its own, since whoever finds a violation ends it.
 
-python -m zcrpc.lab.torture     takes `Torture` as JSON, gives `TortureResult`; any further line, or none, stops it
+python -m zcrpc.lab.torture     takes `Torture` as JSON, says that it has begun, gives `TortureResult`; a line stops it
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from zcrpc import locks
 from zcrpc._native import check, ffi, lib
-from zcrpc.lab.processes import Child, ChildFailed, serve
+from zcrpc.lab.processes import Child, ChildFailed, say, serve
 from zcrpc.lab.results import from_struct
 
 MARGIN_SECONDS: Final = 5.0  # for making maps and taking them down, on a busy machine
@@ -173,13 +173,17 @@ def run(experiment: Experiment) -> Iterator[Tortured]:
 
     An interrupt (KeyboardInterrupt) ends the strategy under way early: its result so far is yielded, and then the
     interrupt raised.
+
+    Raises:
+        zcrpc.lab.processes.ChildFailed: a process could not begin.
     """
     for name in experiment.locks:
         with Child("zcrpc.lab.torture", _task(experiment, name)) as child:
+            child.receive(str)  # it has begun, and will heed what it is told
             try:
                 result = _result(experiment, name, child)
             except KeyboardInterrupt:
-                yield _stopped(experiment, name, child)
+                yield _result(experiment, name, child, stop=True)
                 raise
         yield result
 
@@ -195,19 +199,13 @@ def _task(experiment: Experiment, name: str) -> Torture:
     )
 
 
-def _result(experiment: Experiment, name: str, child: Child) -> Tortured:
+def _result(experiment: Experiment, name: str, child: Child, *, stop: bool = False) -> Tortured:
     try:
+        if stop:
+            child.send("stop")
         return _tortured(experiment, name, child.receive(TortureResult))
     except ChildFailed as error:
         return _tortured(experiment, name, TortureResult(), str(error))
-
-
-def _stopped(experiment: Experiment, name: str, child: Child) -> Tortured:
-    try:
-        child.send("stop")
-    except ChildFailed as error:
-        return _tortured(experiment, name, TortureResult(), str(error))
-    return _result(experiment, name, child)
 
 
 def _tortured(experiment: Experiment, name: str, result: TortureResult, violation: str = "") -> Tortured:
@@ -252,6 +250,7 @@ def torture(task: Torture) -> TortureResult:
         },
     )
     result = ffi.new("struct zc_torture_result *")
+    say("begun")
     threading.Thread(target=_stop_when_told, args=(stop,), daemon=True).start()
     limit = task.seconds + 2 * task.stalled_seconds + MARGIN_SECONDS
     timer = threading.Timer(limit, _give_up, args=(task.strategy, limit))
@@ -263,8 +262,8 @@ def torture(task: Torture) -> TortureResult:
 
 
 def _stop_when_told(stop: Any) -> None:
-    """Also when the parent is gone: the pipe is closed then."""
-    sys.stdin.buffer.readline()
+    """Also when the parent is gone: the pipe is closed then. Past sys.stdin, whose lock this would hold at exit."""
+    os.read(0, 1)
     stop[0] = 1
 
 
