@@ -24,6 +24,7 @@ def test_a_new_lock_builds_and_passes_its_tests(tmp_path: Path) -> None:
     assert (made.returncode, made.stderr) == (0, "")
     directory = tmp_path / "lock-to-test"
     assert f"make -C {directory} test" in made.stdout
+    assert f"ZCRPC_LOCKS={directory}/lock_to_test.so zcrpc lab torture --locks lock-to-test" in made.stdout
     done = run("make", "-C", directory, "test", f"PYTHON={sys.executable}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "5 passed" in done.stdout
