@@ -46,7 +46,7 @@ void torture_begin_burst(struct torture_worker *w) {
 void torture_dawdle(struct torture_worker *w) {
     if (!w->rough && torture_draw(w, LINGER_ONE_IN) != 0)
         return;
-    uint32_t lot = torture_draw(w, 512);
+    uint32_t lot = torture_draw(w, 256);
     if (lot == 0) {
         sleep_us(torture_draw(w, torture_draw(w, 64) ? SLEEP_US : LONG_SLEEP * SLEEP_US));
         w->sleeps++;

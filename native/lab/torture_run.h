@@ -4,11 +4,11 @@
  * What is checked. Each slot has a record of plain, non-atomic fields, changed only with the region write-locked (or detached) and read
  * only with it read-locked: a lock that lets both in shows as torn fields, and to ThreadSanitizer as a race even if the timing was lucky.
  * So does the memory of the regions: each reader has a cache line of its own in it, which it writes while it holds the region and finds
- * unchanged before it lets go, while writers overwrite all of them and recycle the memory. Each map has a plain counter of its write
- * sections, for writers against each other. The region of a lease is always there, and what was written into a lease is still there when it
- * is released. Every thread gets on, or the watchdog ends the run. Each slot has a pair of atomic fields as well, for those that look
- * without holding: what is confirmed must be equal. In the end the strategies' counters are what the threads counted themselves, and
- * sequences and tickets are where so many locks bring them.
+ * unchanged before it lets go; writers overwrite all of these lines, find them unchanged in their turn, and recycle the memory. Each map
+ * has a plain counter of its write sections, for writers against each other. The region of a lease is always there, and what was written
+ * into a lease is still there when it is released. Every thread gets on, or the watchdog ends the run. Each slot has a pair of atomic
+ * fields as well, for those that look without holding: what is confirmed must be equal. In the end the strategies' counters are what the
+ * threads counted themselves, and sequences and tickets are where so many locks bring them.
  *
  * Threads work in bursts. In a *calm* one they lock, check and unlock as fast as they can, and linger rarely; in a *rough* one they
  * dawdle, lose the processor and sleep with the lock in hand. */

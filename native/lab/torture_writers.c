@@ -11,6 +11,7 @@ struct section {
     struct torture_side *side;
     struct zc_map *map;
     struct zc_actor *self;
+    uint64_t number; /* of the section, in its map */
 };
 
 static struct section begin(struct torture_worker *w, uint32_t which) {
@@ -20,11 +21,12 @@ static struct section begin(struct torture_worker *w, uint32_t which) {
     s.map->strategy->write_lock(s.map, s.self);
     torture_keep_longest(&w->longest_write, began);
     w->sections[which]++;
-    s.side->sections++;
+    s.number = ++side->sections;
     return s;
 }
 
 static void end(struct section *s) {
+    CHECK_EQUAL(s->side->sections, s->number);
     s->map->strategy->write_unlock(s->map, s->self);
 }
 
@@ -34,11 +36,14 @@ static void lock_region(struct section *s, struct zc_region *region) {
     torture_keep_longest(&s->w->longest_write, began);
 }
 
-/* Over what the readers of the region have received: none of them is inside. */
+/* Writes over what readers of a region have received. None of them is inside, so what is there stays until the section ends. */
 static void overwrite(struct section *s, uintptr_t start) {
-    if (s->side->copied[torture_unit(s->map, start)])
-        for (uint32_t reader = 0; reader < s->w->run->options->readers; reader++)
-            *torture_lane(start, reader) = ~s->side->sections;
+    uint32_t lanes = s->side->copied[torture_unit(s->map, start)] ? s->w->run->options->readers : 0;
+    for (uint32_t reader = 0; reader < lanes; reader++)
+        *torture_lane(start, reader) = ~s->number;
+    torture_dawdle(s->w);
+    for (uint32_t reader = 0; reader < lanes; reader++)
+        CHECK_EQUAL(*torture_lane(start, reader), ~s->number);
 }
 
 static void change(struct section *s, struct torture_slot *slot) {
@@ -47,7 +52,6 @@ static void change(struct section *s, struct torture_slot *slot) {
     slot->record.a++;
     atomic_fetch_add(&slot->left, 1);
     overwrite(s, atomic_load(&region->start));
-    torture_dawdle(s->w);
     slot->record.b++;
     atomic_fetch_add(&slot->right, 1);
 }
@@ -92,7 +96,6 @@ static void bounce(struct section *s, struct torture_slot *slot) {
     atomic_store(&s->map->regions[torture_unit(s->map, start)], NULL);
     atomic_store(&region->map, NULL);
     overwrite(s, start);
-    torture_dawdle(s->w);
     slot->record.b = slot->record.a;
     atomic_store(&region->map, s->map);
     put_at(s->map, slot, region, start);
