@@ -63,7 +63,7 @@ def _verdict(row: Tortured) -> str:
 def _table(rows: Sequence[Tortured]) -> Table:
     first = rows[0]
     result = Table(
-        title=f"{first.readers} readers, {first.writers} writers, leases; seed {first.seed}",
+        title=f"readers {first.readers}, writers {first.writers}, and leases; seed {first.seed}",
         caption="ops: read locks, misses and looks · wait: the longest for a lock",
         box=SIMPLE_HEAD,
         padding=0,  # for 80 columns
