@@ -44,7 +44,6 @@ from zcrpc.tls import Tunnel
 from zcrpc.wire import (
     DATA,
     FRAME,
-    GOAWAY,
     RECORD_FRAME,
     REQUEST,
     RESPONSE,
@@ -721,12 +720,12 @@ class ServerConnection(Connection):
     def _farewell(self) -> None:
         if self.ended is None:
             why = self.parting or "closed"
-            self.send_flagged(GOAWAY, 0, self.leave_status, why)
+            self.send_goaway(self.leave_status, why, answered=True)
             self.disconnect(why)
 
     def take_calls(self) -> bool:
         used, self.used = self.used, False
-        return used or bool(self.running or self.calls or self.backlog or self.pins)
+        return used or not self.introduced or bool(self.running or self.calls or self.backlog or self.pins)
 
     def unused(self, seconds: float) -> None:
         self.part(f"no call for {seconds:g} s", Status.OK)
