@@ -15,9 +15,10 @@ import msgspec
 
 from zcrpc.codec import BYTES, VIEWS, HeaderError
 from zcrpc.connection import Connection
+from zcrpc.conversion import Converter
 from zcrpc.errors import DeadlineExceeded, Internal, ResourceExhausted, Unimplemented, ZcrpcError
 from zcrpc.reactor import Reactor
-from zcrpc.service import Converter, Items
+from zcrpc.service import Items
 from zcrpc.streams import Receiver, is_stream, split
 from zcrpc.wire import DATA, REQUEST, RESPONSE, STREAM_IN, STREAM_OUT, Hello
 
