@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORE := $(shell find native -not -path 'native/tests/*' -not -path 'native/models/*' -type f)
 C_FILES := $(shell find native benchmarks -name '*.[ch]')
 
-.PHONY: demo test lint native-tests sanitize models bench bench-short figures clean
+.PHONY: demo test lint native-tests sanitize models bench bench-short figures kernel-ab clean
 
 demo: $(VENV)/installed
 	$(BIN)/zcrpc lab seed --seconds 2 --rounds 3
@@ -52,6 +52,10 @@ bench-short: $(VENV)/installed
 
 figures: $(VENV)/installed
 	$(BIN)/python benchmarks/figures.py
+
+# Linux before and after its change to locks of mappings, booted in QEMU: docs/kernel.md. KERNEL_AB has options.
+kernel-ab: $(VENV)/installed
+	PYTHONPATH=benchmarks $(BIN)/python -m kernel_ab $(KERNEL_AB)
 
 clean:
 	rm -rf build $(VENV)

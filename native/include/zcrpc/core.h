@@ -2,6 +2,7 @@
 #ifndef ZCRPC_CORE_H
 #define ZCRPC_CORE_H
 
+#include "lab/kernel.h"
 #include "lab/lab.h"
 #include "lab/lock_bench.h"
 #include "lock/registry.h"
