@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from zcrpc.lab.commands.bench import bench
 from zcrpc.lab.commands.new import new
 from zcrpc.lab.commands.seed import seed
 from zcrpc.lab.commands.simulate import simulate
@@ -15,6 +16,7 @@ def lab() -> None:
     """The laboratory: locks, written, proved, measured and predicted."""
 
 
+lab.add_command(bench)
 lab.add_command(new)
 lab.add_command(seed)
 lab.add_command(simulate)
