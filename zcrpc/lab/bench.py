@@ -75,7 +75,7 @@ class Matrix:
     write_percent: tuple[float, ...] = (0, 0.1, 1, 10, 100)
     layouts: tuple[Layout, ...] = ("disjoint", "hot")
     rounds: int = 5
-    seconds: float = 0.25
+    seconds: float = 0.2
     rate: float = 0.0
     hold: bool = False
 
