@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from zcrpc import locks as locks_of
 from zcrpc.calibration import Receive
 from zcrpc.lab import new as example
-from zcrpc.lab import report
+from zcrpc.lab import tables
 from zcrpc.lab import upload as uploads
 from zcrpc.lab.processes import ChildFailed
 from zcrpc.lab.seed import Experiment, Round, run
@@ -80,8 +80,8 @@ def seed(json_path: Path | None, locks: str, rounds: int | None, **settings: Any
         _write(json_path, done)
     if done:
         console = Console()
-        console.print(report.table(done))
-        console.print(report.conclusion(done))
+        console.print(tables.table(done))
+        console.print(tables.conclusion(done))
     sys.exit(status)
 
 
@@ -104,7 +104,7 @@ def upload(payload: int, seconds: float, receive: str, json_path: Path | None) -
     done = [uploads.run(way, payload, seconds) for way in ways]
     if json_path is not None:
         _write(json_path, done)
-    Console().print(report.upload_table(done))
+    Console().print(tables.upload_table(done))
 
 
 @lab.command()

@@ -14,12 +14,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from zcrpc.lab.report import short
 from zcrpc.lab.simulate import document, machine, prediction, programs, published, topology
 from zcrpc.lab.simulate.prediction import LOAD, Prediction
 from zcrpc.lab.simulate.published import Check
 from zcrpc.lab.simulate.topology import Topology
 from zcrpc.lab.simulate.workload import B_BACK_TO_BACK
+from zcrpc.lab.tables import short
 
 MOST_CORES = 256
 _PATH = click.Path(dir_okay=False, path_type=Path)
