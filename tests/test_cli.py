@@ -50,7 +50,7 @@ class TestSeed:
         target = tmp_path / "rounds.json"
         done = run("lab", "seed", "--connections", "8", "--seconds", "0.6", "--rounds", "2", "--json", str(target))
         assert (done.returncode, done.stderr) == (0, "")
-        rows = json.loads(target.read_text())
+        rows = json.loads(target.read_text())["rows"]
         assert len(rows) == 8
         assert {(row["strategy"], row["scenario"], row["round"]) for row in rows} == {
             (strategy, scenario, number)
@@ -70,7 +70,7 @@ class TestSeed:
         target = tmp_path / "rounds.json"
         done = run("lab", "seed", *SHORT, "--locks", "per-region", "--writer-interval-us", "0", "--json", str(target))
         assert done.returncode == 0
-        assert [(row["strategy"], row["scenario"]) for row in json.loads(target.read_text())] == [
+        assert [(row["strategy"], row["scenario"]) for row in json.loads(target.read_text())["rows"]] == [
             ("per-region", "readers-only")
         ]
 
@@ -78,7 +78,7 @@ class TestSeed:
         target = tmp_path / "rounds.json"
         storm = ["--writer-interval-us", "2000", "--writer-hold-us", "100"]
         assert run("lab", "seed", *SHORT, "--locks", "global", *storm, "--json", str(target)).returncode == 0
-        rows = {row["scenario"]: row for row in json.loads(target.read_text())}
+        rows = {row["scenario"]: row for row in json.loads(target.read_text())["rows"]}
         assert (rows["writer-storm"]["writer_interval_us"], rows["writer-storm"]["writer_hold_us"]) == (2000, 100)
         assert rows["writer-storm"]["writer_locks_per_second"] > 0
 
@@ -138,7 +138,7 @@ class TestSeed:
             process.kill()
         assert process.returncode == 130
         assert "interrupted" in stderr
-        assert 0 < len(json.loads(target.read_text())) < 1600
+        assert 0 < len(json.loads(target.read_text())["rows"]) < 1600
         assert "lock-path share" in stdout
 
     def test_a_terminal_gets_a_progress_bar_and_a_table_of_its_width(self) -> None:
@@ -162,7 +162,7 @@ class TestUpload:
         target = tmp_path / "uploads.json"
         done = run("lab", "upload", "--payload", "3000000", "--seconds", "0.3", "--json", str(target))
         assert (done.returncode, done.stderr) == (0, "")
-        rows = {row["receive"]: row for row in json.loads(target.read_text())}
+        rows = {row["receive"]: row for row in json.loads(target.read_text())["rows"]}
         assert list(rows) == ["zerocopy", "copy", "auto"]
         assert rows["zerocopy"]["mapped_percent"] >= 99
         assert rows["copy"]["mapped_percent"] == 0

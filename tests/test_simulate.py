@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from zcrpc.cli import main
+from zcrpc.lab.commands.simulate import parse_cores
 from zcrpc.lab.simulate import document, machine, prediction, programs, published, topology
-from zcrpc.lab.simulate.command import parse_cores
 from zcrpc.lab.simulate.engine import LOAD, RMW, WAIT, WORK, Machine, Program, Thread
 from zcrpc.lab.simulate.topology import InvalidTopology, Level, Topology
 from zcrpc.lab.simulate.workload import Broken, Run, Workload, simulate
@@ -370,7 +370,7 @@ class TestCommand:
         done = run("--cores", "1,16", "--locks", "global,per-region", "--json", str(target))
         assert (done.returncode, done.stderr) == (0, "")
         assert "saturated" in done.stdout
-        rows = json.loads(target.read_text())
+        rows = json.loads(target.read_text())["rows"]
         assert {(row["locks"], row["cores"], row["scenario"]) for row in rows} == {
             (name, cores, scenario)
             for name in ("global", "per-region")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from zcrpc.lab.commands.common import FILE, json_option, names, refuse_unwritable, save, write
 from zcrpc.lab.simulate import document, machine, prediction, programs, published, topology
 from zcrpc.lab.simulate.prediction import LOAD, Prediction
 from zcrpc.lab.simulate.published import Check
@@ -22,17 +22,16 @@ from zcrpc.lab.simulate.workload import B_BACK_TO_BACK
 from zcrpc.lab.tables import short
 
 MOST_CORES = 256
-_PATH = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
 @click.option("--cores", default=f"1..{MOST_CORES}", show_default=True, help="8, or 2,8,64, or 1..256: by doubling.")
-@click.option("--topology", "topology_path", type=_PATH, help="A machine, in JSON.  [default: an 8-socket Xeon 8176]")
+@click.option("--topology", "topology_path", type=FILE, help="A machine, in JSON.  [default: an 8-socket Xeon 8176]")
 @click.option("--locks", default=",".join(programs.LOCKS), show_default=True, help="Strategies, separated by commas.")
 @click.option("--b", type=click.IntRange(1, 1000), help="RMWs per ownership of a line that others want.  [default: 1]")
 @click.option("--validate", is_flag=True, help="Instead: compare the model with published figures and this machine.")
-@click.option("--document", "document_path", type=_PATH, help="Write all of it, validation included, as Markdown.")
-@click.option("--json", "json_path", type=_PATH, help="Write every figure to this file.")
+@click.option("--document", "document_path", type=FILE, help="Write all of it, validation included, as Markdown.")
+@json_option
 def simulate(
     cores: str,
     topology_path: Path | None,
@@ -45,27 +44,27 @@ def simulate(
     """What would a lock strategy cost on more cores? The seed workload, by a model of cache lines."""
     try:
         where = topology.builtin() if topology_path is None else topology.read(topology_path)
-        counts, names = parse_cores(cores, where), parse_locks(locks)
+        counts, chosen = parse_cores(cores, where), parse_locks(locks)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    for path in (json_path, document_path):
-        if path is not None:
-            _write(path, b"")  # a path that cannot be written is to be known before, not after
+    refuse_unwritable(json_path)
+    refuse_unwritable(document_path)
+    settings = {"topology": where.name, "cores": counts, "locks": chosen, "b": b}
     if validate:
         checks = [*published.table_checks(sweep=False), *machine.measure()]
-        _write_rows(json_path, map(dataclasses.asdict, checks))
+        save(json_path, "simulate-validation", checks, settings)
         Console().print(validation_table(checks))
         return
     done: list[Prediction] = []
     status = 0
     try:
-        done.extend(prediction.predict(where, names, counts, b))
+        done.extend(prediction.predict(where, chosen, counts, b))
         if document_path is not None:
-            _write(document_path, _document(where, names, counts, done))
+            write(document_path, _document(where, chosen, counts, done))
     except KeyboardInterrupt:
         status = 130
         click.echo("interrupted; this was predicted", err=True)
-    _write_rows(json_path, (row for each in done for row in flat(where, each)))
+    save(json_path, "simulate", [row for each in done for row in flat(where, each)], settings)
     if done:
         for table in tables(where, done):
             Console().print(table)
@@ -92,12 +91,12 @@ def parse_cores(text: str, where: Topology) -> list[int]:
 
 def parse_locks(text: str) -> list[str]:
     """Names of strategies. Raises `ValueError`."""
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    if not names:
+    chosen = list(names(text))
+    if not chosen:
         raise ValueError("no lock strategy was named")
-    for name in names:
+    for name in chosen:
         programs.find(name)
-    return names
+    return chosen
 
 
 def flat(where: Topology, each: Prediction) -> Iterable[dict[str, Any]]:
@@ -150,22 +149,10 @@ def validation_table(checks: Sequence[Check]) -> Table:
     return table
 
 
-def _document(where: Topology, names: Sequence[str], counts: Sequence[int], done: Sequence[Prediction]) -> bytes:
+def _document(where: Topology, chosen: Sequence[str], counts: Sequence[int], done: Sequence[Prediction]) -> bytes:
     def say(what: str) -> None:
         click.echo(what, err=True)
 
     say("predicting with more RMWs per ownership")
-    optimistic = list(prediction.predict(where, names, counts, B_BACK_TO_BACK))
+    optimistic = list(prediction.predict(where, chosen, counts, B_BACK_TO_BACK))
     return document.write(where, done, optimistic, say).encode()
-
-
-def _write_rows(path: Path | None, rows: Iterable[object]) -> None:
-    if path is not None:
-        _write(path, msgspec.json.format(msgspec.json.encode(list(rows)), indent=2) + b"\n")
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise click.UsageError(f"cannot write {path}: {error.strerror}") from None

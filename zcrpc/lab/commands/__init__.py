@@ -1,0 +1,21 @@
+"""`zcrpc lab`: a module for each command."""
+
+from __future__ import annotations
+
+import click
+
+from zcrpc.lab.commands.new import new
+from zcrpc.lab.commands.seed import seed
+from zcrpc.lab.commands.simulate import simulate
+from zcrpc.lab.commands.upload import upload
+
+
+@click.group()
+def lab() -> None:
+    """The laboratory: locks, written, proved, measured and predicted."""
+
+
+lab.add_command(new)
+lab.add_command(seed)
+lab.add_command(simulate)
+lab.add_command(upload)
