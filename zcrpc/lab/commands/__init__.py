@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from zcrpc.lab.commands.new import new
+from zcrpc.lab.commands.report import report
 from zcrpc.lab.commands.seed import seed
 from zcrpc.lab.commands.simulate import simulate
 from zcrpc.lab.commands.upload import upload
@@ -16,6 +17,7 @@ def lab() -> None:
 
 
 lab.add_command(new)
+lab.add_command(report)
 lab.add_command(seed)
 lab.add_command(simulate)
 lab.add_command(upload)

@@ -1,0 +1,245 @@
+"""What the model of cache lines predicts, beside what was measured; and how many cache lines are really shared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from markupsafe import Markup
+
+from zcrpc.lab.conflicts import Conflict
+from zcrpc.lab.report import plots
+from zcrpc.lab.report.figures import Case, Spread, by, cases, duration, number
+from zcrpc.lab.report.kinds import KINDS, Predicted
+from zcrpc.lab.report.plots import Bar, Line, Pair
+from zcrpc.lab.report.reading import Collection
+from zcrpc.lab.report.sections import (
+    MOST_PANELS,
+    MOST_SERIES,
+    Entry,
+    Look,
+    Missing,
+    Panel,
+    Section,
+    extremes,
+    findings,
+    left_out,
+    medians,
+    panels,
+    series_legend,
+)
+from zcrpc.lab.seed import Round
+from zcrpc.lab.simulate.published import TOLERANCE, Check
+
+_CONFLICTS = "How many cache lines do two threads fight over?"
+_SCALING = "How would throughput grow with cores?"
+_STORM = "How would waits grow with cores, under a writer?"
+_VALIDATION = "How well does the model predict what was measured?"
+_MISSED = "Which figures does the model miss?"
+CURVE = 4  # numbers of threads that make a curve
+_PREDICTED, _MEASURED = plots.Style(0), plots.Style(1)
+
+
+def sections(found: Collection, look: Look) -> Iterator[Section | Missing]:
+    """The sections on the model."""
+    counted = [row for _, row in found.of("conflicts", Conflict)]
+    yield _conflicts(counted, look) if counted else Missing(_CONFLICTS, KINDS["conflicts"].command)
+    predicted = cases(found.of("simulate", Predicted), lambda row: row.topology, lambda row: f"b = {row.b}")
+    if predicted:
+        yield _scaling(predicted, found.of("seed", Round), look)
+        yield _storm(predicted, look)
+    else:
+        yield Missing(_SCALING, KINDS["simulate"].command)
+        yield Missing(_STORM, KINDS["simulate"].command)
+    checks = [row for _, row in found.of("simulate-validation", Check)]
+    if checks:
+        yield _curves(checks)
+        yield _all_points(checks)
+    else:
+        yield Missing(_VALIDATION, KINDS["simulate-validation"].command)
+        yield Missing(_MISSED, KINDS["simulate-validation"].command)
+
+
+# ---- conflicts ----
+
+
+def _conflicts(rows: Sequence[Conflict], look: Look) -> Section:
+    def draw(title: str, lines: str) -> Panel:
+        drawn = [
+            Bar(name if way == "holding" else f"{name}, {way}", look(name), Spread.of(getattr(r, lines) for r in group))
+            for (name, way), group in list(by(rows, "strategy", "way").items())[:MOST_SERIES]
+        ]
+        return Panel(title, plots.bars(drawn, alt=f"shared cache lines: {title}"))
+
+    return Section(
+        "conflicts",
+        _CONFLICTS,
+        _say_conflicts(rows),
+        "Cache lines for each find + lock + unlock that one of two threads writes and the other touches: what cannot "
+        "scale. Counted by instrumenting the locks' code, not measured; the same on any machine.",
+        [draw("each thread in a region of its own", "disjoint_lines"), draw("both in one region", "hot_lines")],
+    )
+
+
+def _say_conflicts(rows: Sequence[Conflict]) -> str:
+    apart = medians([row for row in rows if row.way == "holding"], "strategy", lambda row: row.disjoint_lines)
+    none = [name for name, lines in apart.items() if lines == 0]
+    some = {name: lines for name, lines in apart.items() if lines}
+    text = f"Threads in regions of their own share nothing with {', '.join(none)}." if none else ""
+    return f"{text} Lines are shared by the others: {extremes(some)}.".strip() if some else text
+
+
+# ---- predictions ----
+
+
+def _scaling(found: Sequence[Case[Predicted]], seeds: Sequence[tuple[object, Round]], look: Look) -> Section:
+    measured = _capacities([row for _, row in seeds])
+    shown = [_scenario(case, "saturated") for case in found]
+    names = [row.locks for case in shown for row in case.rows]
+    marks = " Large marks: this was measured by zcrpc lab seed, as the receivers' CPU time per request."
+    return Section(
+        "scaling",
+        _SCALING,
+        findings(shown, _say_scaling),
+        "Lines: predicted by zcrpc lab simulate for the seed workload (1.65 µs in the lock path, 8.75 µs outside), "
+        f"every core busy, readers only, on {', '.join(sorted({row.topology for c in shown for row in c.rows}))}."
+        " Lines that coincide hide each other." + (marks if measured else "") + left_out(found, len(set(names))),
+        panels(shown, lambda case: _scaling_lines(case.rows, measured, look)),
+        series_legend(names, look),
+    )
+
+
+def _scenario(case: Case[Predicted], scenario: str) -> Case[Predicted]:
+    return Case(case.machine, case.title, [row for row in case.rows if row.scenario == scenario])
+
+
+def _capacities(rows: Sequence[Round]) -> dict[str, list[tuple[float, Spread]]]:
+    """What receivers would do with their CPUs to themselves, as the model has them: threads over CPU per request."""
+    alike = [
+        row
+        for row in rows
+        if (row.scenario, row.payload_bytes, row.connections_per_region, row.receive)
+        == ("readers-only", 4096, 1, "zerocopy")
+        and row.server_cpu_us_per_request > 0
+    ]
+    return {
+        name: [
+            (threads, Spread.of(1e6 * threads / row.server_cpu_us_per_request for row in same))
+            for threads, same in by(group, "receive_threads").items()
+        ]
+        for name, group in by(alike, "strategy").items()
+    }
+
+
+def _scaling_lines(rows: Sequence[Predicted], measured: dict[str, list[tuple[float, Spread]]], look: Look) -> Markup:
+    series = _by_cores(rows, "operations_per_second", look)
+    names = {line.name for line in series}
+    series += [Line(name, look(name), points, loose=True) for name, points in measured.items() if name in names]
+    return plots.lines(series, x="cores", y="requests/s", alt="predicted requests per second by cores")
+
+
+def _by_cores(rows: Sequence[Predicted], figure: str, look: Look) -> list[Line]:
+    return [
+        Line(name, look(name), [(n, Spread.of(getattr(r, figure) for r in at)) for n, at in by(group, "cores").items()])
+        for name, group in list(by(rows, "locks").items())[:MOST_SERIES]
+    ]
+
+
+def _say_scaling(rows: Sequence[Predicted]) -> str:
+    if not rows:
+        return ""
+    most = max(row.cores for row in rows)
+    speeds = medians([row for row in rows if row.cores == most], "locks", lambda row: row.operations_per_second)
+    return f"on {most} cores the model expects {extremes(speeds, ' requests/s')}."
+
+
+def _storm(found: Sequence[Case[Predicted]], look: Look) -> Section:
+    shown = [_scenario(case, "writer-storm") for case in found]
+    names = [row.locks for case in shown for row in case.rows]
+    return Section(
+        "predicted-storm",
+        _STORM,
+        findings(shown, _say_storm),
+        "Predicted by zcrpc lab simulate: p99 from asking for the lock to having it, while requests arrive at 70 % of "
+        "what the cores could do and a writer holds the map lock 500 µs of every 1,000."
+        + left_out(found, len(set(names))),
+        panels(
+            shown,
+            lambda case: plots.lines(
+                _by_cores(case.rows, "wait_p99_us", look), x="cores", y="µs waited, p99", alt="predicted waits by cores"
+            ),
+        ),
+        series_legend(names, look),
+    )
+
+
+def _say_storm(rows: Sequence[Predicted]) -> str:
+    if not rows:
+        return ""
+    most = max(row.cores for row in rows)
+    waits = medians([row for row in rows if row.cores == most], "locks", lambda row: row.wait_p99_us)
+    return f"on {most} cores one receive in a hundred is expected to wait {extremes(waits, say=duration)}, or longer."
+
+
+# ---- validation ----
+
+
+def _curves(checks: Sequence[Check]) -> Section:
+    drawn = [
+        Panel(name, _published(rows))
+        for name, rows in by(checks, "series").items()
+        if len({row.threads for row in rows}) >= CURVE
+    ]
+    return Section(
+        "validation",
+        _VALIDATION,
+        _say_validation(checks),
+        "The line is predicted; marks are what was measured or published, with its range. Points that the model was "
+        "calibrated on count as neither passed nor failed.",
+        drawn[:MOST_PANELS],
+        [
+            Entry("predicted", plots.swatch(_PREDICTED)),
+            Entry("measured or published", plots.swatch(_MEASURED, line=False)),
+        ],
+    )
+
+
+def _all_points(checks: Sequence[Check]) -> Section:
+    usable = [row for row in checks if row.published > 0 and row.predicted > 0]
+    marks = {name: plots.Style(place) for place, name in enumerate(by(usable, "series"))}
+    pairs = [Pair(marks[row.series], Spread(row.published, row.low, row.high, 1), row.predicted) for row in usable]
+    far = {name: max(abs(row.error_percent) for row in rows) for name, rows in by(usable, "series").items()}
+    missed = sorted((name for name in far if far[name] > 100 * TOLERANCE), key=lambda name: -far[name])
+    worst = "; ".join(f"{name} ({number(far[name])} %)" for name in missed[:5])
+    return Section(
+        "every-point",
+        _MISSED,
+        f"{len(missed)} of {len(far)} series are off by more than {100 * TOLERANCE:.0f} % somewhere. The most: {worst}."
+        if missed
+        else f"None: all points are within {100 * TOLERANCE:.0f} %.",
+        f"Predicted over measured, each in its series' unit, on logarithmic axes. Band: ±{100 * TOLERANCE:.0f} %.",
+        [Panel("", _parity(pairs))] if pairs else [],
+        [Entry(name, plots.swatch(marks[name], line=False)) for name in list(marks)[:MOST_SERIES]],
+    )
+
+
+def _parity(pairs: Sequence[Pair]) -> Markup:
+    return plots.parity(pairs, tolerance=TOLERANCE, x="measured", y="predicted", alt="predicted over measured figures")
+
+
+def _published(rows: Sequence[Check]) -> Markup:
+    predicted = Line(
+        "predicted", _PREDICTED, [(n, Spread.of(r.predicted for r in at)) for n, at in by(rows, "threads").items()]
+    )
+    points = [(float(row.threads), Spread(row.published, row.low, row.high, 1)) for row in rows]
+    measured = Line("measured", _MEASURED, points, loose=True)
+    return plots.lines([predicted, measured], x="threads", y=rows[0].unit, alt=f"{rows[0].series} by threads")
+
+
+def _say_validation(checks: Sequence[Check]) -> str:
+    judged = [row for row in checks if row.verdict != "calibrated"]
+    passed = sum(row.verdict == "pass" for row in judged)
+    text = f"{passed} of {len(judged)} points are within {100 * TOLERANCE:.0f} % of what was measured."
+    worst = max((row for row in judged if row.published > 0), key=lambda row: abs(row.error_percent), default=None)
+    if worst is not None and worst.verdict == "fail":
+        text += f" The farthest off is {worst.series} on {worst.threads} threads: {number(worst.error_percent)} %."
+    return text
