@@ -82,7 +82,7 @@ class TestPage:
 
     @pytest.mark.parametrize("kind", ROWS)
     def test_a_single_row_is_enough(self, kind: str, tmp_path: Path) -> None:
-        for row in ROWS[kind]:
+        for row in (ROWS[kind][0], ROWS[kind][-1]):
             html = page.render(read(tmp_path, kind, [row]))
             assert "<h2>Every figure with its spread</h2>" in html
             assert "nan" not in text(html).split()
@@ -260,6 +260,8 @@ class TestBadFiles:
             ("requests_per_second", "many"),
             ("requests_per_second", None),
             ("requests_per_second", [1]),
+            ("requests_per_second", 1e21),
+            ("requests", -(10**30)),
             ("strategy", 7),
             ("strategy", "x" * 2000),
             ("scenario", "a party"),
@@ -303,7 +305,7 @@ class TestBadFiles:
         assert not out.exists()
 
     def test_figures_at_the_edge_can_be_drawn(self, tmp_path: Path) -> None:
-        for value in (0.0, 1e-300, 1e300, -5.0):
+        for value in (0.0, 1e-300, 1e20, -5.0):
             for kind, rows in ROWS.items():
                 names = [name for name in KINDS[kind].figures() if isinstance(getattr(rows[0], name), float)]
                 changed = [dataclasses.replace(row, **dict.fromkeys(names, value)) for row in rows]
@@ -316,7 +318,7 @@ class TestCommand:
         [
             ([], "Missing argument 'RESULTS...'"),
             (["x.json", "--out", "/nowhere/at/all.html"], "cannot write /nowhere/at/all.html: No such file"),
-            (["x.json", "--out", "/"], "Directory '/' is a directory"),
+            (["x.json", "--out", "/"], "file '/' is a directory"),
             (["x.json", "--bogus"], "No such option"),
         ],
     )

@@ -11,7 +11,7 @@ from zcrpc.lab.commands.common import FILE, write
 
 
 @click.command()
-@click.argument("results", nargs=-1, required=True, type=FILE, metavar="RESULTS...")
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RESULTS...")
 @click.option("--out", default="report.html", show_default=True, type=FILE, help="The page to write.")
 def report(results: tuple[Path, ...], out: Path) -> None:
     """Make one page with plots and tables from results files, whatever commands they are of."""

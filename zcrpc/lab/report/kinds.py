@@ -122,5 +122,5 @@ _VALIDATION = Kind(
     "zcrpc lab simulate --validate --json validation.json",
 )
 
-_ALL = (_SEED, _BENCH, _KERNEL, _UPLOAD, _TORTURE, _CONFLICTS, _SIMULATE, _VALIDATION)
+_ALL = (_SEED, _UPLOAD, _BENCH, _KERNEL, _TORTURE, _CONFLICTS, _SIMULATE, _VALIDATION)
 KINDS: Final = {kind.name: kind for kind in _ALL}

@@ -27,6 +27,7 @@ from zcrpc.lab.report.sections import (
     panels,
     series_legend,
 )
+from zcrpc.lab.results import Machine
 from zcrpc.lab.seed import Round
 from zcrpc.lab.simulate.published import TOLERANCE, Check
 
@@ -43,13 +44,11 @@ def sections(found: Collection, look: Look) -> Iterator[Section | Missing]:
     """The sections on the model."""
     counted = [row for _, row in found.of("conflicts", Conflict)]
     yield _conflicts(counted, look) if counted else Missing(_CONFLICTS, KINDS["conflicts"].command)
-    predicted = cases(found.of("simulate", Predicted), lambda row: row.topology, lambda row: f"b = {row.b}")
-    if predicted:
-        yield _scaling(predicted, found.of("seed", Round), look)
-        yield _storm(predicted, look)
-    else:
-        yield Missing(_SCALING, KINDS["simulate"].command)
-        yield Missing(_STORM, KINDS["simulate"].command)
+    predicted = found.of("simulate", Predicted)
+    saturated, storm = (_of_scenario(predicted, name) for name in ("saturated", "writer-storm"))
+    seeds = [row for _, row in found.of("seed", Round)]
+    yield _scaling(saturated, seeds, look) if saturated else Missing(_SCALING, KINDS["simulate"].command)
+    yield _storm(storm, look) if storm else Missing(_STORM, KINDS["simulate"].command)
     checks = [row for _, row in found.of("simulate-validation", Check)]
     if checks:
         yield _curves(checks)
@@ -91,25 +90,28 @@ def _say_conflicts(rows: Sequence[Conflict]) -> str:
 # ---- predictions ----
 
 
-def _scaling(found: Sequence[Case[Predicted]], seeds: Sequence[tuple[object, Round]], look: Look) -> Section:
-    measured = _capacities([row for _, row in seeds])
-    shown = [_scenario(case, "saturated") for case in found]
-    names = [row.locks for case in shown for row in case.rows]
+def _of_scenario(rows: Sequence[tuple[Machine, Predicted]], scenario: str) -> list[Case[Predicted]]:
+    """The cases of a scenario. On which machine the model ran makes no difference."""
+    chosen = [row for _, row in rows if row.scenario == scenario]
+    return cases(((rows[0][0], row) for row in chosen), lambda row: row.topology, lambda row: f"b = {row.b}")
+
+
+def _scaling(found: Sequence[Case[Predicted]], seeds: Sequence[Round], look: Look) -> Section:
+    measured = _capacities(seeds)
+    names = [row.locks for case in found for row in case.rows]
+    where = ", ".join(sorted({row.topology for case in found for row in case.rows}))
     marks = " Large marks: this was measured by zcrpc lab seed, as the receivers' CPU time per request."
     return Section(
         "scaling",
         _SCALING,
-        findings(shown, _say_scaling),
+        findings(found, _say_scaling),
         "Lines: predicted by zcrpc lab simulate for the seed workload (1.65 µs in the lock path, 8.75 µs outside), "
-        f"every core busy, readers only, on {', '.join(sorted({row.topology for c in shown for row in c.rows}))}."
-        " Lines that coincide hide each other." + (marks if measured else "") + left_out(found, len(set(names))),
-        panels(shown, lambda case: _scaling_lines(case.rows, measured, look)),
+        f"every core busy, readers only, on {where}. Lines that coincide hide each other."
+        + (marks if measured else "")
+        + left_out(found, len(set(names))),
+        panels(found, lambda case: _scaling_lines(case.rows, measured, look)),
         series_legend(names, look),
     )
-
-
-def _scenario(case: Case[Predicted], scenario: str) -> Case[Predicted]:
-    return Case(case.machine, case.title, [row for row in case.rows if row.scenario == scenario])
 
 
 def _capacities(rows: Sequence[Round]) -> dict[str, list[tuple[float, Spread]]]:
@@ -145,25 +147,22 @@ def _by_cores(rows: Sequence[Predicted], figure: str, look: Look) -> list[Line]:
 
 
 def _say_scaling(rows: Sequence[Predicted]) -> str:
-    if not rows:
-        return ""
     most = max(row.cores for row in rows)
     speeds = medians([row for row in rows if row.cores == most], "locks", lambda row: row.operations_per_second)
     return f"on {most} cores the model expects {extremes(speeds, ' requests/s')}."
 
 
 def _storm(found: Sequence[Case[Predicted]], look: Look) -> Section:
-    shown = [_scenario(case, "writer-storm") for case in found]
-    names = [row.locks for case in shown for row in case.rows]
+    names = [row.locks for case in found for row in case.rows]
     return Section(
         "predicted-storm",
         _STORM,
-        findings(shown, _say_storm),
+        findings(found, _say_storm),
         "Predicted by zcrpc lab simulate: p99 from asking for the lock to having it, while requests arrive at 70 % of "
         "what the cores could do and a writer holds the map lock 500 µs of every 1,000."
         + left_out(found, len(set(names))),
         panels(
-            shown,
+            found,
             lambda case: plots.lines(
                 _by_cores(case.rows, "wait_p99_us", look), x="cores", y="µs waited, p99", alt="predicted waits by cores"
             ),
@@ -173,8 +172,6 @@ def _storm(found: Sequence[Case[Predicted]], look: Look) -> Section:
 
 
 def _say_storm(rows: Sequence[Predicted]) -> str:
-    if not rows:
-        return ""
     most = max(row.cores for row in rows)
     waits = medians([row for row in rows if row.cores == most], "locks", lambda row: row.wait_p99_us)
     return f"on {most} cores one receive in a hundred is expected to wait {extremes(waits, say=duration)}, or longer."

@@ -31,6 +31,7 @@ WIDTH: Final = 350  # units; with the page's margins, a phone's 390 pixels
 _TEXT: Final = 16
 _UNITS_PER_INCH: Final = 72  # matplotlib's SVG has a point as its unit
 _LONGEST_NAME: Final = 26  # characters that fit beside a figure; ours have 22 at most
+_RANGE: Final = 1e9  # of a logarithmic axis; what is smaller stands at its end
 _ROW: Final = 42  # of bars and ladders: a line of text and what is below it
 
 # The page has the colours under these names, for light and dark; the first is that of the text. They were searched for
@@ -150,7 +151,7 @@ def lines(series: Sequence[Line], *, x: str, y: str, alt: str, tick: Tick | None
         where = {at: float(place) if even else at for place, at in enumerate(xs)}
         values = [s for line in series for _, s in line.points]
         high = max(s.high for s in values)
-        low = min((s.median for s in values if s.median > 0), default=high)
+        low = max(min((s.median for s in values if s.median > 0), default=high), high / _RANGE)
         divisor, word = _unit(high)
         if even:
             _name_places(axes, [(tick or _tick)(at) for at in xs])
@@ -187,10 +188,11 @@ def ladders(rows: Sequence[Ladder], *, x: str, alt: str) -> Markup:
     with _figure(_ROW * len(rows) + 62) as (figure, axes):
         values = [s for row in rows for s in row.rungs]
         positive = [s.median for s in values if s.median > 0]
-        low, high = min(positive, default=1.0), max((s.high for s in values), default=1.0)
+        high = max((s.high for s in values), default=0.0)
+        low = max(min(positive, default=1.0), high / _RANGE)
         axes.set_xscale("log")
-        start = 10 ** math.floor(math.log10(low) - 0.05)
-        end = 10 ** math.ceil(math.log10(max(high, 2 * low)) + 0.02)
+        start = 10.0 ** math.floor(math.log10(low) - 0.05)
+        end = 10.0 ** math.ceil(math.log10(max(high, 2 * low)) + 0.02)
         axes.set_xlim(start, end)
         _decades(axes.xaxis, start, end, 4)
         _rows(axes, [(row.name, row.figure) for row in rows])
@@ -204,7 +206,8 @@ def parity(pairs: Sequence[Pair], *, tolerance: float, x: str, y: str, alt: str)
     """Predicted over measured on logarithmic axes, with the diagonal, and a band that is `tolerance` wide."""
     with _figure(330) as (figure, axes):
         values = [v for pair in pairs for v in (pair.measured.median, pair.predicted) if v > 0]
-        low, high = min(values, default=1.0) / 1.6, max(values, default=1.0) * 1.6
+        high = max(values, default=1.0) * 1.6
+        low = max(min(values, default=1.0) / 1.6, high / _RANGE)
         axes.fill_between(
             [low, high],
             [low * (1 - tolerance), high * (1 - tolerance)],
@@ -381,8 +384,8 @@ def _unit(high: float) -> tuple[float, str]:
 
 def _svg(figure: Figure, alt: str) -> Markup:
     """The drawing as an element of the page: without a size of its own, colours by name, ids only where used."""
-    for text in figure.findobj(match=_is_text):
-        text.set_parse_math(False)  # type: ignore[attr-defined]
+    figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]
+    figure.set_layout_engine("none")  # once is enough: saving would do it again, and draw all of it twice
     raw = io.BytesIO()
     figure.savefig(raw, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ElementTree.fromstring(raw.getvalue())
@@ -401,10 +404,6 @@ def _svg(figure: Figure, alt: str) -> Markup:
     ElementTree.register_namespace("", _SVG[1:-1])
     ElementTree.register_namespace("xlink", _LINK[1:].partition("}")[0])
     return Markup(ElementTree.tostring(root, encoding="unicode"))
-
-
-def _is_text(artist: object) -> bool:
-    return hasattr(artist, "set_parse_math")
 
 
 def _references(root: ElementTree.Element) -> set[str]:

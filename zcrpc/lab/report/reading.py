@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from zcrpc.lab.results import Machine, Results, UnreadableResults
 
 T = TypeVar("T")
 
+LARGEST: Final = 1e20  # of any figure: counts have 64 bits
 LONGEST_NAME: Final = 200  # characters
 LONGEST_TEXT: Final = 1000  # characters; what torture says of a violation has some hundred
 NAMED_ROWS: Final = 3  # unusable rows of a file that are described one by one
@@ -105,8 +105,8 @@ def _convert(path: Path, kind: Kind, rows: Iterable[dict[str, Any]], problems: l
 def _usable(row: Any) -> Any:
     for each in dataclasses.fields(row):
         value = getattr(row, each.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{each.name} is no number")
+        if isinstance(value, int | float) and not abs(value) <= LARGEST:  # nor is NaN
+            raise ValueError(f"{each.name} is no possible figure")
         if isinstance(value, str) and len(value) > LONGEST_TEXT:
             raise ValueError(f"{each.name} is longer than {LONGEST_TEXT} characters")
     return row
