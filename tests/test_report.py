@@ -405,6 +405,8 @@ class TestFigures:
             ([-4.0, -2.0], "-3.00 ±1.00"),
             ([0.004], "0.004"),
             ([2.5e12], "2.5e+12"),
+            ([5, 7, 6], "6 ±1"),
+            ([5, 6], "5.50 ±0.50"),
         ],
     )
     def test_spread(self, values: list[float], said: str) -> None:

@@ -14,7 +14,6 @@ from zcrpc.lab.report.kinds import KINDS
 from zcrpc.lab.report.plots import Line
 from zcrpc.lab.report.reading import Collection
 from zcrpc.lab.report.sections import (
-    MOST_SERIES,
     Look,
     Missing,
     Section,
@@ -27,6 +26,7 @@ from zcrpc.lab.report.sections import (
     panels,
     percentile_legend,
     rounds,
+    series,
     series_legend,
 )
 from zcrpc.lab.results import Machine
@@ -66,7 +66,7 @@ def _writing(row: Row) -> str:
 
 
 def _hold(row: Row) -> str:
-    return f"held for {row.hold_ns:,} ns" if row.hold_ns else "held for nothing"
+    return f"{row.hold_ns:,} ns inside" if row.hold_ns else "nothing done inside"
 
 
 def _regions(row: Row) -> str:
@@ -85,7 +85,7 @@ def _scaling(rows: Sequence[tuple[Machine, Row]], look: Look) -> Section:
     return Section(
         "threads",
         _THREADS,
-        findings([case for case in found if case.rows[0].write_percent == min(compared)], _say_scaling, most=4),
+        findings([case for case in found if case.rows[0].write_percent == min(compared)], _say_scaling),
         f"Native threads that find a region, lock and unlock it, as fast as they can. {_how(rows)}; error bars are the "
         "range over them." + left_out(found, _most_series(found)) + measured_on(found),
         panels(found, lambda case: _over(case.rows, "threads", "threads", look)),
@@ -113,7 +113,7 @@ def _writes(rows: Sequence[tuple[Machine, Row]], look: Look) -> Section:
     return Section(
         "writes",
         _WRITES,
-        findings(found, _say_writes, most=4),
+        findings(found, _say_writes),
         f"{most} native threads, each of whose operations is a write with the same probability; a write takes the map "
         f"lock and the lock of a region of the thread's. {_how(rows)}; error bars are the range over them."
         + left_out(found, _most_series(found))
@@ -124,15 +124,15 @@ def _writes(rows: Sequence[tuple[Machine, Row]], look: Look) -> Section:
 
 
 def _over(rows: Sequence[Row], field: str, x: str, look: Look) -> Markup:
-    series = [
+    drawn = [
         Line(
             name,
             look(name),
             [(at, Spread.of(r.operations_per_second for r in same)) for at, same in by(g, field).items()],
         )
-        for name, g in list(by(rows, "strategy").items())[:MOST_SERIES]
+        for name, g in series(rows, "strategy", look)
     ]
-    return plots.lines(series, x=x, y="operations/s", alt=f"operations per second by {x}", even=field != "threads")
+    return plots.lines(drawn, x=x, y="operations/s", alt=f"operations per second by {x}", even=field != "threads")
 
 
 def _say_scaling(rows: list[Row]) -> str:
@@ -154,7 +154,7 @@ def _say_writes(rows: list[Row]) -> str:
     before = medians([row for row in rows if row.write_percent == few], "strategy", _speed)
     after = medians([row for row in rows if row.write_percent == many], "strategy", _speed)
     kept = {name: 100 * speed / before[name] for name, speed in after.items() if before.get(name)}
-    return f"with {many:g} % writes there is left of the throughput {extremes(kept, ' %')}." if kept else ""
+    return f"{many:g} % writes leave of the throughput {extremes(kept, ' %')}." if kept else ""
 
 
 def _latency(rows: Sequence[tuple[Machine, Row]], look: Look, what: str, who: str, question: str) -> Section:
@@ -170,7 +170,7 @@ def _latency(rows: Sequence[tuple[Machine, Row]], look: Look, what: str, who: st
     return Section(
         f"{what}-latency",
         question,
-        findings(found, lambda group: _say_latency(group, f"{prefix}_p999_us", what), most=4),
+        findings(found, lambda group: _say_latency(group, f"{prefix}_p999_us", what)),
         f"From when an operation was to begin to having the lock: {most} threads on a fixed schedule, the same for all "
         f"strategies, {percent:g} % of operations write. {_how(rows)}; thin lines are the range over them."
         + left_out(found, _most_series(found))

@@ -14,7 +14,7 @@ from zcrpc.lab.tables import short
 
 T = TypeVar("T")
 
-MOST_LINES: Final = 8_000  # of all tables of figures together, so that the page stays below 2 MB
+MOST_LINES: Final = 6_000  # of all tables of figures together, so that the page stays below 2 MB
 
 
 @dataclass(slots=True, frozen=True)
@@ -47,9 +47,11 @@ class Spread:
 
 
 def number(value: float) -> str:
-    """Three digits or two decimals; smaller ones with one digit: 96.5k, 0.37, 0.004, -3.10."""
+    """Three digits or two decimals; smaller ones with one digit: 96.5k, 0.37, 0.004, -3.10. Counts as they are: 6."""
     if value < 0:
         return f"-{number(-value)}"
+    if isinstance(value, int) and value < 1000:
+        return str(value)
     if value >= 1e9:
         return f"{value:.3g}"
     return f"{value:.1g}" if 0 < value < 0.01 else short(value)

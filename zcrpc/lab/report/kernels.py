@@ -71,7 +71,7 @@ def _acquisitions(rows: Sequence[tuple[Machine, Round]]) -> Section:
     return Section(
         "mmap-lock",
         _LOCKS,
-        _say_acquisitions([row for _, row in rows]),
+        [_say_acquisitions([row for _, row in rows])],
         "Acquisitions of the mmap lock by the receiving threads for each receive call, counted by the kernel's own "
         "tracepoints; the writer is a thread of the same process that changes its address space. Counts do not depend "
         "on emulation, times do." + measured_on(cases(rows)),
@@ -117,11 +117,12 @@ def _calls(rows: Sequence[tuple[Machine, Round]], look: Look) -> Section:
     found = cases(named)
     locks = {row.name: row.lock for _, row in named}
     first = rows[0][1]
+    threads = "1 receiving thread" if first.receivers == 1 else f"{first.receivers} receiving threads"
     return Section(
         "kernel-calls",
         _CALLS,
         findings(found, _say_calls),
-        f"{first.receivers} receiving threads, {plots.binary(first.payload_bytes)} a receive. Under Linux: the receive "
+        f"{threads}, {plots.binary(first.payload_bytes)} a receive. Under Linux: the receive "
         f"call, beside a thread that changes {first.area_mib} MiB of the address space. Under a strategy's name: "
         "finding, locking and receiving through zcrpc's region map, whose lock the writer holds for as long. "
         f"{rounds([row for _, row in rows])}." + measured_on(found),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from markupsafe import Markup
 
+from zcrpc.lab.bench import Row
 from zcrpc.lab.conflicts import Conflict
 from zcrpc.lab.report import plots
 from zcrpc.lab.report.figures import Case, Spread, by, cases, duration, number
@@ -25,6 +26,7 @@ from zcrpc.lab.report.sections import (
     left_out,
     medians,
     panels,
+    series,
     series_legend,
 )
 from zcrpc.lab.results import Machine
@@ -47,7 +49,8 @@ def sections(found: Collection, look: Look) -> Iterator[Section | Missing]:
     predicted = found.of("simulate", Predicted)
     saturated, storm = (_of_scenario(predicted, name) for name in ("saturated", "writer-storm"))
     seeds = [row for _, row in found.of("seed", Round)]
-    yield _scaling(saturated, seeds, look) if saturated else Missing(_SCALING, KINDS["simulate"].command)
+    benches = [row for _, row in found.of("bench", Row)]
+    yield _scaling(saturated, seeds, benches, look) if saturated else Missing(_SCALING, KINDS["simulate"].command)
     yield _storm(storm, look) if storm else Missing(_STORM, KINDS["simulate"].command)
     checks = [row for _, row in found.of("simulate-validation", Check)]
     if checks:
@@ -72,7 +75,7 @@ def _conflicts(rows: Sequence[Conflict], look: Look) -> Section:
     return Section(
         "conflicts",
         _CONFLICTS,
-        _say_conflicts(rows),
+        [_say_conflicts(rows)],
         "Cache lines for each find + lock + unlock that one of two threads writes and the other touches: what cannot "
         "scale. Counted by instrumenting the locks' code, not measured; the same on any machine.",
         [draw("each thread in a region of its own", "disjoint_lines"), draw("both in one region", "hot_lines")],
@@ -96,22 +99,35 @@ def _of_scenario(rows: Sequence[tuple[Machine, Predicted]], scenario: str) -> li
     return cases(((rows[0][0], row) for row in chosen), lambda row: row.topology, lambda row: f"b = {row.b}")
 
 
-def _scaling(found: Sequence[Case[Predicted]], seeds: Sequence[Round], look: Look) -> Section:
-    measured = _capacities(seeds)
+def _scaling(found: Sequence[Case[Predicted]], seeds: Sequence[Round], benches: Sequence[Row], look: Look) -> Section:
     names = [row.locks for case in found for row in case.rows]
     where = ", ".join(sorted({row.topology for case in found for row in case.rows}))
-    marks = " Large marks: this was measured by zcrpc lab seed, as the receivers' CPU time per request."
+    capacities, gains = _capacities(seeds), _measured_gains(benches)
+    caption = (
+        "Lines: predicted by zcrpc lab simulate for the seed workload (1.65 µs in the lock path, 8.75 µs outside), "
+        f"every core busy, readers only, on {where}. Lines that coincide hide each other."
+    )
+    if capacities:
+        caption += " Large marks over requests/s: zcrpc lab seed, from the receivers' CPU time per request."
+    if gains:
+        caption += (
+            " Large marks over what one core does: zcrpc lab bench, threads in regions of their own that do nothing "
+            "outside the lock, so they are in each other's way more than the seed's."
+        )
+    drawn = panels(found, lambda case: _lines(_by_cores(case.rows, _speed, look), capacities, "requests/s", look))
+    drawn += panels(found, lambda case: _lines(_gains(case.rows, look), gains, "times what one core does", look))
     return Section(
         "scaling",
         _SCALING,
         findings(found, _say_scaling),
-        "Lines: predicted by zcrpc lab simulate for the seed workload (1.65 µs in the lock path, 8.75 µs outside), "
-        f"every core busy, readers only, on {where}. Lines that coincide hide each other."
-        + (marks if measured else "")
-        + left_out(found, len(set(names))),
-        panels(found, lambda case: _scaling_lines(case.rows, measured, look)),
+        caption + left_out(found, len(set(names))),
+        drawn,
         series_legend(names, look),
     )
+
+
+def _speed(row: Predicted) -> float:
+    return row.operations_per_second
 
 
 def _capacities(rows: Sequence[Round]) -> dict[str, list[tuple[float, Spread]]]:
@@ -132,17 +148,42 @@ def _capacities(rows: Sequence[Round]) -> dict[str, list[tuple[float, Spread]]]:
     }
 
 
-def _scaling_lines(rows: Sequence[Predicted], measured: dict[str, list[tuple[float, Spread]]], look: Look) -> Markup:
-    series = _by_cores(rows, "operations_per_second", look)
-    names = {line.name for line in series}
-    series += [Line(name, look(name), points, loose=True) for name, points in measured.items() if name in names]
-    return plots.lines(series, x="cores", y="requests/s", alt="predicted requests per second by cores")
+def _measured_gains(rows: Sequence[Row]) -> dict[str, list[tuple[float, Spread]]]:
+    """How many times what one thread does so many do, by strategy; where sections take longest, as the seed's do."""
+    alike = [row for row in rows if (row.loop, row.layout, row.write_percent) == ("closed", "disjoint", 0)]
+    longest = max((row.hold_ns for row in alike), default=0)
+    gains: dict[str, list[tuple[float, Spread]]] = {}
+    for name, group in by([row for row in alike if row.hold_ns == longest], "strategy").items():
+        speeds = {n: Spread.of(row.operations_per_second for row in at) for n, at in by(group, "threads").items()}
+        alone = speeds[1].median if 1 in speeds else 0.0
+        if alone > 0:
+            gains[name] = [(float(n), _over(speed, alone)) for n, speed in speeds.items()]
+    return gains
 
 
-def _by_cores(rows: Sequence[Predicted], figure: str, look: Look) -> list[Line]:
+def _gains(rows: Sequence[Predicted], look: Look) -> list[Line]:
+    lines = []
+    for line in _by_cores(rows, _speed, look):
+        alone = next((speed.median for cores, speed in line.points if cores == 1), 0.0)
+        if alone > 0:
+            lines.append(Line(line.name, line.style, [(at, _over(speed, alone)) for at, speed in line.points]))
+    return lines
+
+
+def _over(speed: Spread, alone: float) -> Spread:
+    return Spread(speed.median / alone, speed.low / alone, speed.high / alone, speed.count)
+
+
+def _lines(predicted: list[Line], measured: dict[str, list[tuple[float, Spread]]], y: str, look: Look) -> Markup:
+    names = {line.name for line in predicted}
+    marks = [Line(name, look(name), points, loose=True) for name, points in measured.items() if name in names]
+    return plots.lines([*predicted, *marks], x="cores", y=y, alt=f"predicted {y} by cores")
+
+
+def _by_cores(rows: Sequence[Predicted], figure: Callable[[Predicted], float], look: Look) -> list[Line]:
     return [
-        Line(name, look(name), [(n, Spread.of(getattr(r, figure) for r in at)) for n, at in by(group, "cores").items()])
-        for name, group in list(by(rows, "locks").items())[:MOST_SERIES]
+        Line(name, look(name), [(n, Spread.of(map(figure, at))) for n, at in by(group, "cores").items()])
+        for name, group in series(rows, "locks", look)
     ]
 
 
@@ -161,14 +202,14 @@ def _storm(found: Sequence[Case[Predicted]], look: Look) -> Section:
         "Predicted by zcrpc lab simulate: p99 from asking for the lock to having it, while requests arrive at 70 % of "
         "what the cores could do and a writer holds the map lock 500 µs of every 1,000."
         + left_out(found, len(set(names))),
-        panels(
-            found,
-            lambda case: plots.lines(
-                _by_cores(case.rows, "wait_p99_us", look), x="cores", y="µs waited, p99", alt="predicted waits by cores"
-            ),
-        ),
+        panels(found, lambda case: _waits(case.rows, look)),
         series_legend(names, look),
     )
+
+
+def _waits(rows: Sequence[Predicted], look: Look) -> Markup:
+    waits = _by_cores(rows, lambda row: row.wait_p99_us, look)
+    return plots.lines(waits, x="cores", y="µs waited, p99", alt="predicted waits by cores")
 
 
 def _say_storm(rows: Sequence[Predicted]) -> str:
@@ -189,7 +230,7 @@ def _curves(checks: Sequence[Check]) -> Section:
     return Section(
         "validation",
         _VALIDATION,
-        _say_validation(checks),
+        [_say_validation(checks)],
         "The line is predicted; marks are what was measured or published, with its range. Points that the model was "
         "calibrated on count as neither passed nor failed.",
         drawn[:MOST_PANELS],
@@ -207,12 +248,12 @@ def _all_points(checks: Sequence[Check]) -> Section:
     far = {name: max(abs(row.error_percent) for row in rows) for name, rows in by(usable, "series").items()}
     missed = sorted((name for name in far if far[name] > 100 * TOLERANCE), key=lambda name: -far[name])
     worst = "; ".join(f"{name} ({number(far[name])} %)" for name in missed[:5])
+    said = f"{len(missed)} of {len(far)} series are off by more than {100 * TOLERANCE:.0f} % somewhere"
+    said += f"; the most: {worst}." if missed else "."
     return Section(
         "every-point",
         _MISSED,
-        f"{len(missed)} of {len(far)} series are off by more than {100 * TOLERANCE:.0f} % somewhere. The most: {worst}."
-        if missed
-        else f"None: all points are within {100 * TOLERANCE:.0f} %.",
+        [said],
         f"Predicted over measured, each in its series' unit, on logarithmic axes. Band: ±{100 * TOLERANCE:.0f} %.",
         [Panel("", _parity(pairs))] if pairs else [],
         [Entry(name, plots.swatch(marks[name], line=False)) for name in list(marks)[:MOST_SERIES]],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ Tick = Callable[[float], str]
 WIDTH: Final = 350  # units; with the page's margins, a phone's 390 pixels
 _TEXT: Final = 16
 _UNITS_PER_INCH: Final = 72  # matplotlib's SVG has a point as its unit
-_LONGEST_NAME: Final = 26  # characters that fit beside a figure; ours have 22 at most
+_ROW_CHARACTERS: Final = 38  # of a name and its figure together, of average width; our longest name has 22
+_TICK_CHARACTERS: Final = 36  # of all ticks below a drawing
 _RANGE: Final = 1e9  # of a logarithmic axis; what is smaller stands at its end
 _ROW: Final = 42  # of bars and ladders: a line of text and what is below it
 
@@ -51,6 +53,7 @@ _MARKERS: Final = "osD^vPX*<>ph"
 _DASHES: Final[tuple[Any, ...]] = ("-", (0, (5, 2)), (0, (2, 1.5)), (0, (7, 2, 2, 2)))
 MARKS: Final = ("|", "o", "D", "s")  # of a ladder: from the median to the maximum
 _SVG: Final = "{http://www.w3.org/2000/svg}"
+_LONG_NUMBER: Final = re.compile(r"-?\d+\.\d{3,}")
 _LINK: Final = "{http://www.w3.org/1999/xlink}href"
 
 _SETTINGS: Final[dict[str, Any]] = {
@@ -140,12 +143,16 @@ class Pair:
 def lines(series: Sequence[Line], *, x: str, y: str, alt: str, tick: Tick | None = None, even: bool = False) -> Markup:
     """Lines over `x`; error bars are the range over the rounds. Axes are logarithmic where values are far apart.
 
+    Nothing is drawn where there are no points.
+
     Args:
         x, y: what stands along the axes; the unit of `y` gets "million " and the like before it.
         alt: what the drawing is, for those who do not see it.
         tick: writes a value of `x`.
         even: the values of `x` stand at equal distances.
     """
+    if not any(line.points for line in series):
+        return Markup()
     with _figure(300) as (figure, axes):
         xs = sorted({at for line in series for at, _ in line.points})
         where = {at: float(place) if even else at for place, at in enumerate(xs)}
@@ -300,7 +307,14 @@ def _rows(axes: Axes, named: Sequence[tuple[str, str]]) -> None:
     """A row for each: its name and its figure, above where it will be drawn."""
     place_and_across = axes.get_yaxis_transform()
     for place, (name, figure) in enumerate(named):
-        axes.text(0.01, place - 0.18, _shortened(name), transform=place_and_across, va="center", ha="left")
+        axes.text(
+            0.01,
+            place - 0.18,
+            _shortened(name, _ROW_CHARACTERS - len(figure)),
+            transform=place_and_across,
+            va="center",
+            ha="left",
+        )
         axes.text(1, place - 0.18, figure, transform=place_and_across, va="center", ha="right")
     axes.set_ylim(len(named) - 0.5, -0.5)
     axes.yaxis.set_visible(False)
@@ -308,8 +322,8 @@ def _rows(axes: Axes, named: Sequence[tuple[str, str]]) -> None:
     axes.spines["bottom"].set_visible(False)
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+def _shortened(name: str, room: int) -> str:
+    return name if len(name) <= room else name[: max(room - 1, 1)] + "…"
 
 
 def _scale_x(axes: Axes, xs: Sequence[float], tick: Tick) -> None:
@@ -318,7 +332,7 @@ def _scale_x(axes: Axes, xs: Sequence[float], tick: Tick) -> None:
     far = len(positive) == len(xs) and xs[-1] >= 6 * xs[0]
     if far:
         axes.set_xscale("log", base=2)
-    shown = list(xs) if len(xs) <= 6 else [*xs[:: math.ceil(len(xs) / 5)]]
+    shown = xs[:: math.ceil(sum(len(tick(at)) + 2 for at in xs) / _TICK_CHARACTERS)]
     axes.xaxis.set_major_locator(FixedLocator(shown))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda at, _: tick(at)))
@@ -383,21 +397,16 @@ def _unit(high: float) -> tuple[float, str]:
 
 
 def _svg(figure: Figure, alt: str) -> Markup:
-    """The drawing as an element of the page: without a size of its own, colours by name, ids only where used."""
+    """The drawing as an element of the page: without a size of its own, colours by name, and nothing superfluous."""
     figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]
     figure.set_layout_engine("none")  # once is enough: saving would do it again, and draw all of it twice
     raw = io.BytesIO()
     figure.savefig(raw, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ElementTree.fromstring(raw.getvalue())
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag == f"{_SVG}metadata" or (
-                child.tag == f"{_SVG}defs" and child.find(f"{_SVG}style") is not None
-            ):
-                parent.remove(child)
     used = _references(root)
     for element in root.iter():
         _adapt(element, used)
+    _prune(root)
     for size in ("width", "height", "version"):
         root.attrib.pop(size, None)
     root.attrib |= {"role": "img", "aria-label": alt, "class": "drawing"}
@@ -416,17 +425,38 @@ def _references(root: ElementTree.Element) -> set[str]:
 
 
 def _adapt(element: ElementTree.Element, used: set[str]) -> None:
-    if element.get("id") not in used:
-        element.attrib.pop("id", None)
-    style = element.get("style")
-    if style:
-        kept = [part.strip() for part in style.split(";") if not part.strip().startswith("font")]
-        element.set("style", "; ".join(_named(part) for part in kept if part))
+    """Colours by name, the page's font, ids only where used, coordinates to a hundredth."""
+    attributes = element.attrib
+    if attributes.get("id") not in used:
+        attributes.pop("id", None)
+    if "style" in attributes:
+        kept = [part.strip() for part in attributes["style"].split(";") if not part.strip().startswith("font")]
+        attributes["style"] = ";".join(_named(part) for part in kept if part)
+    if attributes.get("transform", "").startswith("rotate(-0 "):
+        del attributes["transform"]
+    for name in {"d", "x", "y", "transform", "width", "height"} & attributes.keys():
+        attributes[name] = " ".join(_LONG_NUMBER.sub(lambda found: f"{float(found[0]):.2f}", attributes[name]).split())
+    if element.tag != f"{_SVG}text" and not (element.text or "").strip():
+        element.text = None
+    element.tail = None
+
+
+def _prune(parent: ElementTree.Element) -> None:
+    """Removes what is not seen, and groups that say nothing of what is in them."""
+    children: list[ElementTree.Element] = []
+    for child in parent:
+        _prune(child)
+        if child.tag == f"{_SVG}metadata" or child.get("style") == "fill:none":
+            continue
+        if child.tag == f"{_SVG}defs" and child.find(f"{_SVG}style") is not None:  # it would be the whole page's
+            continue
+        children.extend(child if child.tag == f"{_SVG}g" and not child.attrib else [child])
+    parent[:] = children
 
 
 def _named(declaration: str) -> str:
     name, _, value = declaration.partition(":")
-    return f"{name}: {_variable(value.strip())}"
+    return f"{name}:{_variable(value.strip())}"
 
 
 def _variable(colour: str) -> str:

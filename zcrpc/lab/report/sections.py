@@ -41,14 +41,14 @@ class Entry:
 class Section:
     """Args:
     anchor: its name in the page's address.
-    finding: what there is to see, computed from the data.
+    finding: what there is to see, computed from the data; a line for each case.
     caption: what was measured, and how.
     table: a heading and rows, where words and numbers say more than a drawing.
     """
 
     anchor: str
     question: str
-    finding: str
+    finding: list[str]
     caption: str
     panels: list[Panel] = field(default_factory=list)
     legend: list[Entry] = field(default_factory=list)
@@ -64,8 +64,9 @@ class Missing:
 
 
 def panels(cases: Sequence[Case[T]], draw: Callable[[Case[T]], Markup]) -> list[Panel]:
-    """A panel for each case, as far as there is room."""
-    return [Panel(case.title, draw(case)) for case in cases[:MOST_PANELS]]
+    """A panel for each case, as far as there is room, and something to draw."""
+    drawn = [Panel(case.title, draw(case)) for case in cases[:MOST_PANELS]]
+    return [panel for panel in drawn if panel.drawing]
 
 
 def left_out(cases: Sequence[Case[T]], most_series: int) -> str:
@@ -78,14 +79,14 @@ def left_out(cases: Sequence[Case[T]], most_series: int) -> str:
     return text
 
 
-def findings(cases: Sequence[Case[T]], say: Callable[[list[T]], str], most: int = 3) -> str:
+def findings(cases: Sequence[Case[T]], say: Callable[[list[T]], str], most: int = 4) -> list[str]:
     """What there is to see in each of the first few cases."""
     said = []
     for case in cases[:most]:
         text = say(case.rows)
         if text:
             said.append(f"{_capital(case.title)}: {text}" if case.title else _capital(text))
-    return " ".join(said)
+    return said
 
 
 def measured_on(cases: Sequence[Case[T]]) -> str:
@@ -113,16 +114,21 @@ def extremes(named: Mapping[str, float], unit: str = "", say: Callable[[float], 
     return f"from {say(named[low])}{unit} with {low} to {say(named[high])}{unit} with {high}"
 
 
+def series(rows: Iterable[T], name: str, look: Look) -> list[tuple[str, list[T]]]:
+    """Rows by a field, in the same order everywhere, as far as there is room."""
+    return sorted(by(rows, name).items(), key=lambda item: look(item[0]).index)[:MOST_SERIES]
+
+
 def bars(rows: Iterable[T], name: str, figure: Callable[[T], float], look: Look, *, unit: str, alt: str) -> Markup:
     """A bar for each value of a field."""
-    grouped = list(by(rows, name).items())[:MOST_SERIES]
-    return plots.bars([Bar(key, look(key), Spread.of(map(figure, group)), unit) for key, group in grouped], alt=alt)
+    drawn = [Bar(key, look(key), Spread.of(map(figure, group)), unit) for key, group in series(rows, name, look)]
+    return plots.bars(drawn, alt=alt)
 
 
 def ladders(rows: Iterable[T], name: str, prefix: str, look: Look, *, alt: str) -> Markup:
     """A distribution for each value of a field, from fields such as `<prefix>_p99_us`."""
     drawn = []
-    for key, group in list(by(rows, name).items())[:MOST_SERIES]:
+    for key, group in series(rows, name, look):
         rungs = [Spread.of(getattr(row, f"{prefix}_{part}_us") for row in group) for part in _PERCENTILES]
         drawn.append(Ladder(key, f"p99.9 {duration(rungs[2].median)}", look(key), rungs))
     return plots.ladders(drawn, x="µs", alt=alt)
@@ -136,7 +142,8 @@ def percentile_legend() -> list[Entry]:
 
 def series_legend(names: Iterable[str], look: Look) -> list[Entry]:
     """The signs of the series."""
-    return [Entry(name, plots.swatch(look(name))) for name in list(dict.fromkeys(names))[:MOST_SERIES]]
+    order = sorted(set(names), key=lambda name: look(name).index)
+    return [Entry(name, plots.swatch(look(name))) for name in order[:MOST_SERIES]]
 
 
 def _capital(text: str) -> str:

@@ -27,7 +27,7 @@ def _section(found: Sequence[tuple[Machine, Tortured]]) -> Section:
     return Section(
         "torture",
         _QUESTION,
-        _say(rows),
+        [_say(rows)],
         "Native threads lock, touch, resize, detach and recycle regions, with sleeps and preemptions put in, and check "
         "all the while that nobody is where somebody else has exclusive access. Wraps: sequence numbers that went "
         "through zero; – where a plugin's are not known." + measured_on(cases(found)),
