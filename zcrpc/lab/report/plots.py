@@ -31,7 +31,7 @@ Tick = Callable[[float], str]
 WIDTH: Final = 350  # units; with the page's margins, a phone's 390 pixels
 _TEXT: Final = 16
 _UNITS_PER_INCH: Final = 72  # matplotlib's SVG has a point as its unit
-_ROW_CHARACTERS: Final = 38  # of a name and its figure together, of average width; our longest name has 22
+_ROW_CHARACTERS: Final = 35  # of a name and its figure together, of average width; our longest name has 22
 _TICK_CHARACTERS: Final = 36  # of all ticks below a drawing
 _RANGE: Final = 1e9  # of a logarithmic axis; what is smaller stands at its end
 _ROW: Final = 42  # of bars and ladders: a line of text and what is below it
@@ -73,6 +73,7 @@ _SETTINGS: Final[dict[str, Any]] = {
     "xtick.labelcolor": COLOURS["--text"],
     "ytick.labelcolor": COLOURS["--text"],
     "grid.color": _GRID["--grid"],
+    "xtick.major.pad": 7,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.facecolor": "none",
@@ -264,7 +265,7 @@ def _figure(height: float) -> Iterator[tuple[Figure, Axes]]:
         matplotlib.rcdefaults()
         cast("dict[str, Any]", matplotlib.rcParams).update(_SETTINGS)
         inches = (WIDTH / _UNITS_PER_INCH, height / _UNITS_PER_INCH)
-        figure = Figure(figsize=inches, layout=ConstrainedLayoutEngine(w_pad=2 / 72, h_pad=2 / 72))
+        figure = Figure(figsize=inches, layout=ConstrainedLayoutEngine(w_pad=2 / 72, h_pad=4 / 72))
         axes = figure.subplots()
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
