@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from zcrpc import locks
 from zcrpc.client import Client, connect
+from zcrpc.conversion import Buffer, register
 from zcrpc.errors import (
     Aborted,
     AlreadyExists,
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Aborted",
     "AlreadyExists",
+    "Buffer",
     "Cancelled",
     "Client",
     "DataLoss",
@@ -73,6 +75,7 @@ __all__ = [
     "connect",
     "locks",
     "method",
+    "register",
     "run",
 ]
 

@@ -15,9 +15,9 @@ import msgspec
 
 from zcrpc.codec import BYTES, VIEWS, HeaderError
 from zcrpc.connection import Connection
+from zcrpc.conversion import Converter
 from zcrpc.errors import DeadlineExceeded, Internal, ResourceExhausted, Unimplemented, ZcrpcError
 from zcrpc.reactor import Reactor
-from zcrpc.service import Converter
 from zcrpc.wire import REQUEST, RESPONSE, Hello
 
 _log = logging.getLogger("zcrpc.client")

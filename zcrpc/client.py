@@ -22,10 +22,11 @@ from zcrpc._native import lib
 from zcrpc.address import Address, parse
 from zcrpc.calibration import Receive
 from zcrpc.calling import ClientConnection
+from zcrpc.conversion import Converter, converter
 from zcrpc.errors import DeadlineExceeded
 from zcrpc.pool import Options, Pool
 from zcrpc.reactor import ReactorOptions
-from zcrpc.service import Converter, Plan, Service, converter, plans
+from zcrpc.service import Plan, Service, plans
 from zcrpc.sockets import connect_tcp, connect_unix
 from zcrpc.stats import Stats, collect
 from zcrpc.wire import Hello, Limits
@@ -166,14 +167,14 @@ def _proxy_method(service: type[Service], plan: Plan) -> Callable[..., Any]:
 
 @functools.lru_cache(maxsize=256)
 def _cached_converter(returns: Any) -> Converter | None:
-    return converter(returns)
+    return converter("result", returns)
 
 
 def _converter(returns: Any) -> Converter | None:
     try:
         return _cached_converter(returns)
     except TypeError:
-        return converter(returns)  # not hashable, or wrong: the latter is told again
+        return converter("result", returns)  # not hashable, or wrong: the latter is told again
 
 
 class Connecting(Generic[T]):
