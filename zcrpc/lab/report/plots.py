@@ -73,7 +73,7 @@ _SETTINGS: Final[dict[str, Any]] = {
     "xtick.labelcolor": COLOURS["--text"],
     "ytick.labelcolor": COLOURS["--text"],
     "grid.color": _GRID["--grid"],
-    "xtick.major.pad": 7,
+    "xtick.major.pad": 9,
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.facecolor": "none",
