@@ -137,8 +137,9 @@ def _ladders(case: Case[_Timed], look: Look) -> Markup:
 
 def _timed(row: Round) -> _Timed:
     lock = _release(row) if row.strategy == KERNEL else row.strategy
+    writer = "writer" if row.writer == "write-lock" else row.writer  # there is one way to write a region map
     return _Timed(
-        lock if row.writer == _ALONE else f"{lock} + {row.writer}",
+        lock if row.writer == _ALONE else f"{lock} + {writer}",
         row.strategy,
         row.round,
         row.receive_p50_us,
