@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from zcrpc.lab.commands.bench import bench
 from zcrpc.lab.commands.kernel import kernel
 from zcrpc.lab.commands.new import new
 from zcrpc.lab.commands.report import report
@@ -18,6 +19,7 @@ def lab() -> None:
     """The laboratory: locks, written, proved, measured and predicted."""
 
 
+lab.add_command(bench)
 lab.add_command(kernel)
 lab.add_command(new)
 lab.add_command(report)
