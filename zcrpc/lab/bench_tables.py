@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zcrpc.lab.bench import Layout, Loop, Row
-from zcrpc.lab.report import short
+from zcrpc.lab.tables import short
 
 _LAYOUT: dict[Layout, str] = {"disjoint": "regions of their own", "hot": "one hot region"}
 _SHOWN_PERCENT = 1.0  # the latency table is for the largest percentage of writes up to this
