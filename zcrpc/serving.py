@@ -196,7 +196,7 @@ class ServerConnection(Connection):
             if type(result) is CoroutineType:
                 result = self.start(result)
                 if isinstance(result, Suspended):
-                    self._suspend(stream, plan, result, deadline_ms)
+                    self._keep(Call(self, stream, plan, result), deadline_ms)
                     return
         except HeaderError as error:
             self.fail(stream, Status.INVALID_ARGUMENT, f"{plan.name}(): {error}")
@@ -217,11 +217,12 @@ class ServerConnection(Connection):
     ) -> bool:
         """Refuses a call that is not to be served, and puts off one that is not to be served now."""
         limit = self.server.max_in_flight
+        streams = self.streams
         if (
             not stream
             or stream in self.calls
             or stream in self.backlog
-            or (receiver is None and self._receives(stream))
+            or (streams is not None and receiver is None and stream in streams.receivers)
         ):
             self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
         elif self.server.closing:
@@ -327,9 +328,6 @@ class ServerConnection(Connection):
             return streams.receive(stream)
         return None
 
-    def _receives(self, stream: int) -> bool:
-        return self.streams is not None and stream in self.streams.receivers
-
     def _no_handler(self, method: int) -> ZcrpcError:
         """What is wrong with a request: there is no such method, or it is of another kind."""
         for handlers in (self.handlers, self.server.stream_handlers):
@@ -359,10 +357,8 @@ class ServerConnection(Connection):
 
     # ---- how calls go on, and end
 
-    def _suspend(self, stream: int, plan: Plan, suspended: Suspended, deadline_ms: int) -> None:
-        self._keep(Call(self, stream, plan, suspended), deadline_ms)
-
     def _keep(self, call: Call, deadline_ms: int) -> None:
+        """A call's handler has suspended."""
         stream, suspended = call.stream, call.suspended
         suspended.then(call.finish)
         self.calls[stream] = call
