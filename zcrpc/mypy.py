@@ -56,7 +56,7 @@ def _as_called(context: MethodSigContext) -> FunctionLike:
     seconds = UnionType([named("builtins.float", []), NoneType()])
     text = named("builtins.str", [])
     metadata = UnionType([named("typing.Mapping", [text, UnionType([text, named("builtins.bytes", [])])]), NoneType()])
-    added = {
+    added: dict[str, Type] = {
         "timeout": seconds,
         "metadata": metadata,
         "wait_for_ready": UnionType([named("builtins.bool", []), NoneType()]),
