@@ -47,6 +47,7 @@ from zcrpc.regions import RegionMap
 from zcrpc.server import Server
 from zcrpc.service import Service, method
 from zcrpc.stats import Stats
+from zcrpc.streaming import Stream
 
 __version__ = "0.1.0"
 
@@ -77,6 +78,7 @@ __all__ = [
     "Service",
     "Stats",
     "Status",
+    "Stream",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
