@@ -41,7 +41,9 @@ from zcrpc.errors import (
     Unknown,
     ZcrpcError,
 )
+from zcrpc.health import Health, Serving
 from zcrpc.interceptors import Call, IncomingCall, OutgoingCall
+from zcrpc.reflection import Reflection
 from zcrpc.regions import RegionMap
 from zcrpc.server import Server
 from zcrpc.service import Service, method
@@ -60,6 +62,7 @@ __all__ = [
     "DataLoss",
     "DeadlineExceeded",
     "FailedPrecondition",
+    "Health",
     "IncomingCall",
     "Internal",
     "InvalidArgument",
@@ -69,10 +72,12 @@ __all__ = [
     "OutgoingCall",
     "PermissionDenied",
     "Process",
+    "Reflection",
     "RegionMap",
     "ResourceExhausted",
     "Server",
     "Service",
+    "Serving",
     "Stats",
     "Status",
     "Unauthenticated",

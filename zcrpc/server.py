@@ -20,13 +20,17 @@ from zcrpc.calibration import Receive
 from zcrpc.credentials import Authenticate, Caller, peer_process
 from zcrpc.eager import Runner
 from zcrpc.errors import FailedPrecondition, Status
+from zcrpc.health import Health
 from zcrpc.interceptors import Intercepted, Interceptor, check, kind_of
 from zcrpc.metadata import DEFAULT_LIMIT
+from zcrpc.metering import Meter
 from zcrpc.reactor import Reactor, ReactorOptions
+from zcrpc.reflection import Reflection
 from zcrpc.regions import RegionMap
 from zcrpc.service import Service, plans
 from zcrpc.serving import Handlers, ServerConnection
 from zcrpc.sockets import bind_tcp, bind_unix
+from zcrpc.statistics import Statistics
 from zcrpc.stats import Stats, collect
 from zcrpc.wire import CONNECTION_WINDOW, STREAM_WINDOW, Hello, Limits
 
@@ -41,6 +45,8 @@ _ACCEPT_PAUSE_SECONDS: Final = 0.5
 _REFUSALS_AT_ONCE: Final = 256
 # How long handlers may take to clean up when they were cancelled at the end of the grace period.
 _CLEANUP_SECONDS: Final = 1.0
+# Names of services that every server has of its own.
+_RESERVED: Final = "zcrpc."
 # How long peers may take to read the last replies and close their side. The core itself lets go of those that do not
 # after 1 s.
 _FAREWELL_SECONDS: Final = 1.5
@@ -148,6 +154,8 @@ class Server:
     interceptors: functions around every call, the outermost first; see zcrpc/interceptors.py.
     authenticate: gives the identity of a new connection's `Credentials`, or raises `Unauthenticated`; plain or async.
         None and False are refusals too. Without it every connection is taken.
+    introspection: serves what there is to know about the server itself: its methods, and its statistics. Its health is
+        served in any case.
 
     Large results are sent by reference: a buffer of 16 KiB or more that a handler returns must not change until it has
     been sent.
@@ -178,6 +186,7 @@ class Server:
         hello_timeout: float = 10.0,
         interceptors: Sequence[Interceptor] = (),
         authenticate: Authenticate | None = None,
+        introspection: bool = True,
     ) -> None:
         calibration.validate(receive)
         for name, value in (
@@ -194,7 +203,18 @@ class Server:
             raise ValueError(f"max_metadata={max_metadata}: must not be negative")
         if authenticate is not None and not callable(authenticate):
             raise TypeError(f"authenticate is a function of Credentials, not {authenticate!r}")
-        self.handlers, self.stream_handlers, self.methods = _table(services, check(interceptors))
+        _check_services(services)
+        self.health = Health(dict.fromkeys(type(service).__zcrpc_name__ for service in services))
+        self.meter = Meter(self._measure)
+        self._statistics = Statistics(self) if introspection else None
+        builtin: list[Service] = [self.health]
+        if self._statistics is not None:
+            described = [*map(type, services), Health, Statistics, Reflection]
+            builtin += [self._statistics, Reflection(described)]
+        self.handlers, self.stream_handlers, self.methods = _table(services, builtin)
+        self._interceptors = check(interceptors)
+        self._handlers = {number: handler for table in self._tables() for number, (_, handler) in table.items()}
+        self._intercept(self._interceptors)
         self.authenticate = authenticate
         self.max_calls = max_calls
         self.max_queued = max_queued
@@ -295,6 +315,27 @@ class Server:
         if listener in self._listeners:
             self._listeners.remove(listener)
 
+    # ---- calls
+
+    def measure(self) -> None:
+        """From now on counts the calls of each method, how they end and how long they take, for `zcrpc.prometheus`,
+        `zcrpc top` and `meter`. That costs each call about as much as an interceptor does."""
+        self.meter.begin()
+
+    def _measure(self, on: bool) -> None:
+        self._intercept((self.meter.intercept, *self._interceptors) if on else self._interceptors)
+
+    def _tables(self) -> tuple[Handlers, Handlers]:
+        return self.handlers, self.stream_handlers
+
+    def _intercept(self, interceptors: tuple[Interceptor, ...]) -> None:
+        """Puts interceptors around all handlers, from the next call on. Where there are none, handlers are called as
+        they are."""
+        for table in self._tables():
+            for number, (plan, _) in table.items():
+                handler = self._handlers[number]
+                table[number] = plan, Intercepted(interceptors, handler, kind_of(plan)) if interceptors else handler
+
     # ---- connections
 
     def accepted(self, listener: _Listener, sock: socket.socket, peer: Any) -> None:
@@ -377,6 +418,9 @@ class Server:
             await self._closed.wait()
             return
         self.closing = True
+        self.health.drain()
+        if self._statistics is not None:
+            self._statistics.drain()
         for listener in list(self._listeners):
             self._stop_listening(listener)
         for connection in self._connections:
@@ -420,19 +464,23 @@ class Server:
         self._closed.set()
 
 
-def _table(
-    services: tuple[Service, ...], interceptors: tuple[Interceptor, ...]
-) -> tuple[Handlers, Handlers, dict[str, int]]:
-    """Handlers by number, those of calls with streams apart; and numbers by name. Numbers begin with 1. Where there are
-    no interceptors, handlers are called as they are."""
-    handlers: Handlers = {}
-    stream_handlers: Handlers = {}
-    numbers: dict[str, int] = {}
+def _check_services(services: tuple[Service, ...]) -> None:
+    """TypeError or ValueError for what cannot be served."""
     for service in services:
         if isinstance(service, type) and issubclass(service, Service):
             raise TypeError(f"{service.__name__} is a class; serve an object of it: Server({service.__name__}())")
         if not isinstance(service, Service):
             raise TypeError(f"{service!r} is no zcrpc.Service")
+        if service.__zcrpc_name__.startswith(_RESERVED):
+            raise ValueError(f"{service.__zcrpc_name__}: names of services that begin with {_RESERVED!r} are reserved")
+
+
+def _table(services: Sequence[Service], builtin: Sequence[Service]) -> tuple[Handlers, Handlers, dict[str, int]]:
+    """Handlers by number, those of calls with streams apart; and numbers by name. Numbers begin with 1."""
+    handlers: Handlers = {}
+    stream_handlers: Handlers = {}
+    numbers: dict[str, int] = {}
+    for service in (*services, *builtin):
         found = plans(type(service))
         if not found:
             raise TypeError(f"{type(service).__name__} has no @method")
@@ -440,8 +488,5 @@ def _table(
             if plan.name in numbers:
                 raise ValueError(f"two services have a method {plan.name}")
             number = numbers[plan.name] = len(numbers) + 1
-            handler = getattr(service, plan.attribute)
-            if interceptors:
-                handler = Intercepted(interceptors, handler, kind_of(plan))
-            (stream_handlers if plan.streams else handlers)[number] = plan, handler
+            (stream_handlers if plan.streams else handlers)[number] = plan, getattr(service, plan.attribute)
     return handlers, stream_handlers, numbers
