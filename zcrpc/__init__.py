@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from zcrpc import locks
 from zcrpc.client import Client, connect
 from zcrpc.context import Context, Outgoing, context, detached, outgoing
+from zcrpc.conversion import Buffer, register
 from zcrpc.credentials import Credentials, Process
 from zcrpc.errors import (
     Aborted,
@@ -54,6 +55,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Aborted",
     "AlreadyExists",
+    "Buffer",
     "Call",
     "Cancelled",
     "Client",
@@ -91,6 +93,7 @@ __all__ = [
     "locks",
     "method",
     "outgoing",
+    "register",
     "run",
 ]
 

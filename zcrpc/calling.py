@@ -17,10 +17,11 @@ import msgspec
 from zcrpc import metadata
 from zcrpc.codec import BYTES, VIEWS, HeaderError
 from zcrpc.connection import Connection
+from zcrpc.conversion import Converter
 from zcrpc.errors import DeadlineExceeded, Internal, InvalidArgument, ResourceExhausted, Unimplemented, ZcrpcError
 from zcrpc.metadata import NOTHING, Metadata
 from zcrpc.reactor import Reactor
-from zcrpc.service import Converter, Items
+from zcrpc.service import Items
 from zcrpc.streams import Receiver, is_stream, split
 from zcrpc.wire import DATA, REQUEST, RESPONSE, STREAM_IN, STREAM_OUT, Hello
 

@@ -24,13 +24,14 @@ from zcrpc.address import Address, parse
 from zcrpc.calibration import Receive
 from zcrpc.calling import ClientConnection
 from zcrpc.context import SCOPE, settle
+from zcrpc.conversion import Converter, converter
 from zcrpc.credentials import Token, check_token, present
 from zcrpc.errors import DeadlineExceeded
 from zcrpc.interceptors import Interceptor, Kind, OutgoingCall, chain, check
 from zcrpc.metadata import DEFAULT_LIMIT, Metadata
 from zcrpc.pool import Options, Pool
 from zcrpc.reactor import ReactorOptions
-from zcrpc.service import Converter, Items, Plan, Service, converter, items, plans
+from zcrpc.service import Items, Plan, Service, items, plans
 from zcrpc.sockets import connect_tcp, connect_unix
 from zcrpc.stats import Stats, collect
 from zcrpc.streaming import InterceptedStream, Stream
@@ -304,14 +305,14 @@ def _proxy_method(service: type[Service], plan: Plan) -> Callable[..., Any]:
 
 @functools.lru_cache(maxsize=256)
 def _cached_converter(returns: Any) -> Converter | None:
-    return converter(returns)
+    return converter("result", returns)
 
 
 def _converter(returns: Any) -> Converter | None:
     try:
         return _cached_converter(returns)
     except TypeError:
-        return converter(returns)  # not hashable, or wrong: the latter is told again
+        return converter("result", returns)  # not hashable, or wrong: the latter is told again
 
 
 class Connecting(Generic[T]):
