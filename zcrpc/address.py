@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 
 @dataclass(slots=True, frozen=True)
 class Address:
-    """Where to listen or to connect: a host and port, or the path of a Unix socket."""
+    """Where to listen or to connect: a host and port, or the path of a Unix socket. connect: gives a connected socket,
+    for connections that are made otherwise; host, or port and path, are then merely a name."""
 
     host: str = ""
     port: int = 0
     path: str = ""
+    connect: Callable[[], Awaitable[socket.socket]] | None = field(default=None, repr=False)
 
     @property
     def is_unix(self) -> bool:
@@ -29,8 +32,10 @@ class Address:
         return f"tcp://{host}:{self.port}"
 
 
-def parse(text: str) -> Address:
+def parse(text: str | Address) -> Address:
     """ValueError says what is wrong with it."""
+    if isinstance(text, Address):
+        return text
     parts = urlsplit(text)
     if parts.scheme == "unix":
         path = parts.netloc + parts.path

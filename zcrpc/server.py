@@ -52,17 +52,24 @@ _RESERVED: Final = "zcrpc."
 _FAREWELL_SECONDS: Final = 1.5
 
 
-class _Listener:
+class _Entrance:
+    """Where connections come from that are made elsewhere."""
+
+    def __init__(self, server: Server, address: Address, mapping: int) -> None:
+        self.address = address
+        self.mapping = mapping  # bytes from which on connections ask for whole pages; 0: never
+        self.hello = server.hello_for(mapping)
+
+
+class _Listener(_Entrance):
     """One listening socket."""
 
     def __init__(self, server: Server, sock: socket.socket, address: Address, mapping: int) -> None:
+        super().__init__(server, address, mapping)
         self.server = server
         self.sock = sock
-        self.address = address
-        self.mapping = mapping  # bytes from which on this listener's connections ask for whole pages; 0: never
         self.loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
-        self.hello = server.hello_for(mapping)
         self.loop.add_reader(sock.fileno(), self.accept)
 
     def accept(self) -> None:
@@ -286,9 +293,7 @@ class Server:
     async def _open(self, address: Address, backlog: int) -> _Listener:
         if self.closing:
             raise FailedPrecondition("the server is closed")
-        loop = asyncio.get_running_loop()
-        if self._loop is not None and self._loop is not loop:
-            raise FailedPrecondition("the server belongs to another event loop")
+        loop = self._own(asyncio.get_running_loop())
         map_from = 0 if address.is_unix else await calibration.mapped_from(self._receive, self._map_from)
         sock, bound = bind_unix(address) if address.is_unix else await bind_tcp(address)
         try:
@@ -301,6 +306,11 @@ class Server:
         self._listeners.append(listener)
         _log.info("listening on %s", bound)
         return listener
+
+    def _own(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+        if self._loop is not None and self._loop is not loop:
+            raise FailedPrecondition("the server belongs to another event loop")
+        return loop
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._reactors:
@@ -338,7 +348,23 @@ class Server:
 
     # ---- connections
 
-    def accepted(self, listener: _Listener, sock: socket.socket, peer: Any) -> None:
+    async def adopt(self, sock: socket.socket) -> None:
+        """Serves a connected stream socket that was made elsewhere: an end of a socketpair, or one that was handed over
+        by another process. It belongs to the server from now on."""
+        if self.closing:
+            raise FailedPrecondition("the server is closed")
+        sock.setblocking(False)
+        is_unix, map_from = sock.family == socket.AF_UNIX, 0
+        if is_unix:
+            address = Address(path=str(sock.getsockname() or "socketpair"))
+        else:
+            host, port, *_ = sock.getsockname()
+            address = Address(host=host, port=port)
+            map_from = await calibration.mapped_from(self._receive, self._map_from)
+        self._start(self._own(asyncio.get_running_loop()))
+        self.accepted(_Entrance(self, address, map_from), sock, sock.getpeername())
+
+    def accepted(self, listener: _Entrance, sock: socket.socket, peer: Any) -> None:
         """A new connection: goes to the reactor that has the fewest."""
         process = peer_process(sock)
         if process is None:
