@@ -572,7 +572,7 @@ async def test_handler_that_raises_fails_its_caller_alone(serving: Serving, capl
 async def test_connection_that_dies_fails_all_its_calls_at_once(serving: Serving) -> None:
     service = Bench()
     async with serving(service) as (server, address):
-        client = await zcrpc.connect(address)
+        client = await zcrpc.connect(address, retries=None)
         calls = [asyncio.ensure_future(client.call("Bench.wait")) for _ in range(20)]
         large = asyncio.ensure_future(client.call("Bench.echo", bytes(50 * MIB)))
         await until(lambda: service.began == 20)
@@ -583,10 +583,7 @@ async def test_connection_that_dies_fails_all_its_calls_at_once(serving: Serving
         assert asyncio.get_running_loop().time() - begun < 0.5
         assert all(isinstance(result, zcrpc.Unavailable) for result in results)
         await until(lambda: service.cancelled == 20)
-        with pytest.raises(zcrpc.Unavailable):
-            await client.call("Bench.add", 1, 2)
-        with pytest.raises(zcrpc.Unavailable):
-            await client.ping()
+        assert await client.call("Bench.add", 1, 2) == 3  # over another connection
         await client.close()
 
 

@@ -683,9 +683,9 @@ async def test_a_lost_connection_fails_streams_at_once(serving: Serving) -> None
         assert producer.ended[-1] == "closed"
         await until(lambda: not server.calls)
         assert "cleaned up" in service.ended
+        await client.close()
         with pytest.raises(zcrpc.Unavailable):
             await anext(client.stream("Log.tail", 1))
-        await client.close()
         assert server.stats().streams == 0
 
 

@@ -132,13 +132,20 @@ async def test_slicing_changes_nothing(piece: int) -> None:
 
 @pytest.mark.parametrize("after", [0, 1, 40, 5000, 300_000])
 async def test_cut_after_just_so_many_bytes(after: int) -> None:
-    cut = pair(Store(), to_server=Faults(cut_after=after))
+    cut = pair(Store(), to_server=Faults(cut_after=after), client={"retries": None})
     with pytest.raises(zcrpc.Unavailable):
         async with cut as store:
             async with asyncio.timeout(5):
                 await store.put(BLOB)
     assert cut.links[0].passed[0] == after
     assert cut.links[0].is_closed
+
+
+async def test_a_call_that_was_cut_is_made_again_over_the_next_connection() -> None:
+    once = pair(Store(), to_server=lambda number: Faults(cut_after=5000) if number == 0 else Faults())
+    async with once as store:
+        assert await store.put(BLOB) == len(BLOB)
+    assert [link.passed[0] > len(BLOB) for link in once.links] == [False, True]
 
 
 async def test_a_corrupt_byte_is_the_same_with_the_same_seed() -> None:

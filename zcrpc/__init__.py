@@ -18,6 +18,8 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from zcrpc import locks
+from zcrpc.backoff import Backoff
+from zcrpc.channel import State
 from zcrpc.client import Client, connect
 from zcrpc.context import Context, Outgoing, context, detached, outgoing
 from zcrpc.conversion import Buffer, register
@@ -46,6 +48,7 @@ from zcrpc.health import Health, Serving
 from zcrpc.interceptors import Call, IncomingCall, OutgoingCall
 from zcrpc.reflection import Reflection
 from zcrpc.regions import RegionMap
+from zcrpc.retries import Retries
 from zcrpc.server import Server
 from zcrpc.service import Service, method
 from zcrpc.stats import Stats
@@ -55,6 +58,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Aborted",
     "AlreadyExists",
+    "Backoff",
     "Buffer",
     "Call",
     "Cancelled",
@@ -77,9 +81,11 @@ __all__ = [
     "Reflection",
     "RegionMap",
     "ResourceExhausted",
+    "Retries",
     "Server",
     "Service",
     "Serving",
+    "State",
     "Stats",
     "Status",
     "Unauthenticated",

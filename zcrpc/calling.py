@@ -15,20 +15,33 @@ from typing import Any, Final, Protocol, cast
 import msgspec
 
 from zcrpc import metadata
+from zcrpc._native import lib
 from zcrpc.codec import BYTES, VIEWS, HeaderError
 from zcrpc.connection import Connection
 from zcrpc.conversion import Converter
-from zcrpc.errors import DeadlineExceeded, Internal, InvalidArgument, ResourceExhausted, Unimplemented, ZcrpcError
+from zcrpc.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    Status,
+    Unavailable,
+    Unimplemented,
+    ZcrpcError,
+)
+from zcrpc.keepalive import Watch, Watching
 from zcrpc.metadata import NOTHING, Metadata
 from zcrpc.reactor import Reactor
 from zcrpc.service import Items
 from zcrpc.streams import Receiver, is_stream, split
+from zcrpc.tls import Tunnel
 from zcrpc.wire import DATA, REQUEST, RESPONSE, STREAM_IN, STREAM_OUT, Hello
 
 _log = logging.getLogger("zcrpc.client")
 
 _STREAMS: Final = 1 << 32
 _MOST_MS: Final = _STREAMS - 1
+_UNWATCHED: Final = Watching()
 
 
 class MetadataReader(Protocol):
@@ -57,6 +70,16 @@ class Pending:
         self.connection.give_up(self)
         if not self.future.done():
             self.future.set_exception(DeadlineExceeded("the deadline passed before the answer came"))
+
+
+class Owner(Protocol):
+    """Whoever keeps a connection to make calls over it."""
+
+    def went_away(self, connection: ClientConnection) -> None:
+        """The server takes no more calls on it."""
+
+    def lost(self, connection: ClientConnection) -> None:
+        """It is closed. Its calls have failed already."""
 
 
 class Incoming:
@@ -111,22 +134,40 @@ class ClientConnection(Connection):
         "closed_event",
         "draining",
         "errors",
+        "farewell",
         "greeted_event",
+        "idle",
         "methods",
+        "owner",
         "pending",
         "pings",
         "requests",
+        "tunnel",
+        "used",
         "waiting",
     )
 
-    def __init__(self, reactor: Reactor, fd: int, mapping: bool, hello: Hello, name: str) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        fd: int,
+        mapping: bool,
+        hello: Hello,
+        name: str,
+        watching: Watching = _UNWATCHED,
+        tunnel: Tunnel | None = None,
+    ) -> None:
+        self.tunnel = tunnel
         self.pending: dict[int, Pending] = {}
         self.pings: dict[bytes, asyncio.Future[None]] = {}
         self.waiting: collections.deque[asyncio.Future[None]] = (
             collections.deque()
         )  # for one of the calls in flight to end
         self.methods: dict[str, int] = {}
+        self.owner: Owner | None = None
         self.draining: ZcrpcError | None = None  # what the server's goaway said
+        self.idle = False  # it was closed, or is to be, since no calls were made
+        self.farewell = False  # the server has answered all calls that it has begun
         self.greeted_event = asyncio.Event()
         self.closed_event = asyncio.Event()
         self.requests = self.errors = 0
@@ -134,6 +175,11 @@ class ClientConnection(Connection):
         self._next_stream = 0
         self._next_ping = 0
         super().__init__(reactor, fd, mapping, hello, name, _log)
+        self.used = 0  # requests when it was last looked at
+        self.watched = Watch(self, watching)
+        if tunnel is not None:
+            tunnel.on_end = self.tunnel_ended
+            tunnel.start()
 
     def greeting(self) -> None:
         self.methods = self.peer.methods
@@ -236,10 +282,8 @@ class ClientConnection(Connection):
         flags: int = 0,
     ) -> Pending:
         """Sends a request. buffers: how those of its result are to be decoded."""
-        if self.ended is not None:
-            raise self.loss()
-        if self.draining is not None:
-            raise type(self.draining)(self.draining.message)
+        if self.ended is not None or self.draining is not None:
+            raise self.refusal()
         method = self.methods.get(name)
         if method is None:
             raise Unimplemented(f"{self.name} has no method {name!r}")
@@ -409,10 +453,11 @@ class ClientConnection(Connection):
                 pending.reader.response_metadata = carried
         pending.future.set_result(parts[0])
 
-    def error(self, stream: int, status: int, header: bytes) -> None:
+    def error(self, stream: int, status: int, header: bytes, unprocessed: bool) -> None:
         pending = self.pending.get(stream)
         if pending is not None:
             error = self.decode_error(status, header)
+            error.unprocessed = unprocessed
             if pending.reader is not None:
                 pending.reader.response_metadata = error.metadata
             self._fail(pending, error)
@@ -445,6 +490,42 @@ class ClientConnection(Connection):
 
     # ---- connection
 
+    def disconnect(self, why: str) -> None:
+        super().disconnect(why)
+        if self.owner is not None:
+            self.owner.went_away(self)
+
+    def abort(self, why: str = "an internal error") -> None:
+        super().abort(why)
+        if self.owner is not None:
+            self.owner.went_away(self)
+
+    @property
+    def load(self) -> int:
+        """Calls in flight, and those that wait for their turn."""
+        return len(self.pending) + len(self.waiting)
+
+    def refusal(self) -> ZcrpcError:
+        """Why no call can be begun any more."""
+        if self.ended is not None or self.draining is None:
+            return self.loss(unprocessed=True)
+        error = type(self.draining)(self.draining.message)
+        error.unprocessed = True
+        return error
+
+    def take_calls(self) -> bool:
+        used, self.used = self.used, self.requests
+        return bool(self.load) or used != self.requests
+
+    def unused(self, seconds: float) -> None:
+        self.idle = True
+        self.disconnect(f"no call for {seconds:g} s")
+
+    def tunnel_ended(self, error: OSError | None) -> None:
+        super().tunnel_ended(error)
+        if self.ended is not None and self.owner is not None:
+            self.owner.went_away(self)
+
     async def ping(self) -> float:
         """Seconds to the server's reactor and back."""
         if self.ended is not None:
@@ -461,22 +542,38 @@ class ClientConnection(Connection):
         return time.perf_counter() - begun
 
     def pong(self, header: bytes) -> None:
+        super().pong(header)
         future = self.pings.get(header)
         if future is not None and not future.done():
             future.set_result(None)
 
-    def goaway_received(self, status: int, header: bytes) -> None:
-        self.draining = self.decode_error(status, header)
-        self.log.info("%s: the server takes no more calls: %s", self, self.draining.message)
-        self._grant()
+    def goaway_received(self, status: int, header: bytes, unprocessed: bool) -> None:
+        self.farewell = unprocessed
+        if self.draining is None:
+            self.idle = status == Status.OK
+            self.draining = self.decode_error(Status.UNAVAILABLE if self.idle else status, header)
+            self.log.info("%s: the server takes no more calls: %s", self, self.draining.message)
+            self._grant()
+            if self.owner is not None:
+                self.owner.went_away(self)
+
+    def end_of_calls(self, reason: int) -> Unavailable:
+        return self.loss(unprocessed=self.farewell and reason == lib.ZC_CLOSE_EOF)
 
     def closed(self, reason: int, number: int) -> None:
+        # A request that was not sent to its end cannot have been served. Where the kernel sends from our memory, it is
+        # not known how much of that it has sent.
+        unsent = frozenset() if self.peer.map_from else frozenset(self.pins)
         super().closed(reason, number)
         for pending in list(self.pending.values()):
-            self._fail(pending, self.loss())
+            error = self.end_of_calls(reason)
+            error.unprocessed = error.unprocessed or pending.token in unsent
+            self._fail(pending, error)
         for future in self.pings.values():
             if not future.done():
                 future.set_exception(self.loss())
         self._grant()
         self.greeted_event.set()
         self.closed_event.set()
+        if self.owner is not None:
+            self.owner.lost(self)

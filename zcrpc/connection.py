@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -17,12 +18,15 @@ from zcrpc import metadata
 from zcrpc._native import lib
 from zcrpc.codec import COPY_BELOW, HeaderError
 from zcrpc.errors import ResourceExhausted, Status, Unavailable, ZcrpcError, from_status
+from zcrpc.keepalive import Watch
 from zcrpc.reactor import Reactor
 from zcrpc.streams import Streams
+from zcrpc.tls import describe
 from zcrpc.wire import (
     CANCEL,
     DATA,
     ERROR,
+    FLAG_UNPROCESSED,
     FRAME,
     GOAWAY,
     HELLO,
@@ -40,6 +44,9 @@ from zcrpc.wire import (
 _UNKNOWN: Final = Hello(limits=Limits(header=1024, payload=0, in_flight=1), chunk=4096)
 # A message is for people. This many characters of it travel at most.
 _MESSAGE_LIMIT: Final = 2000
+
+# The header of a keepalive's ping, and of no other. Any bytes would do; these are a msgpack string.
+_PROBE: Final = b"\xa9keepalive"
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -90,6 +97,7 @@ class Connection:
         "pins",
         "reactor",
         "streams",
+        "watched",
     )
 
     def __init__(
@@ -116,6 +124,7 @@ class Connection:
         self.pins: dict[int, Pin] = {}
         self.pinned = 0  # bytes of payload in all of them
         self.ended: str | None = None  # why, once it is closed or being closed
+        self.watched: Watch | None = None
         self._reference_from = 1 << 63
         self.number = reactor.add(fd, self, mapping)
         if introduce:
@@ -187,6 +196,10 @@ class Connection:
                 f"{what}: buffers of {length} bytes are more than the {limits.payload} that the peer takes"
             )
 
+    def send_refusal(self, stream: int, status: int, message: str) -> None:
+        """Ends a call that no handler has seen, and says so."""
+        self.send(ERROR, stream, status, 0, _encode([_shorten(message)]), flags=FLAG_UNPROCESSED)
+
     def send_error(
         self, stream: int, status: int, message: str, details: Any = None, metadata: msgspec.Raw | None = None
     ) -> None:
@@ -230,11 +243,13 @@ class Connection:
         """Asks for a pong with the same header."""
         self.send(PING, 0, header=header)
 
-    def send_goaway(self, status: Status, message: str) -> None:
-        """Asks for no more calls. A peer that knows nothing of this side yet is told no more than it must."""
+    def send_goaway(self, status: Status, message: str, *, answered: bool = False) -> None:
+        """Asks for no more calls. A peer that knows nothing of this side yet is told no more than it must. `answered`:
+        all calls that were begun are, and this is the last frame."""
         if not self.introduced:
             self.introduce(dataclasses.replace(self.own, methods={}))
-        self.send(GOAWAY, 0, status, 0, _encode([_shorten(message)]))
+        flags = FLAG_UNPROCESSED if answered else 0
+        self.send(GOAWAY, 0, status, 0, _encode([_shorten(message)]), flags=flags)
 
     def disconnect(self, why: str) -> None:
         """Closes the connection after what is queued has been sent."""
@@ -256,6 +271,33 @@ class Connection:
         self.reactor.violations += 1
         self.send_goaway(Status.INVALID_ARGUMENT, what)
         self.disconnect(what)
+
+    # ---- watched: see keepalive.py
+
+    def silence(self) -> float:
+        # Before the own hello nothing may be sent, and the peer has nothing to answer.
+        return self.reactor.silence(self.number) if self.introduced else 0.0
+
+    def probe(self) -> None:
+        self.send_ping(_PROBE)
+
+    def silent(self, seconds: float) -> None:
+        why = f"the peer was silent for {seconds:.3g} s and does not answer pings"
+        self.log.warning("%s: %s", self, why)
+        self.abort(why)
+
+    def watch(self, seconds: float, item: Watch) -> int:
+        return self.reactor.deadlines.add(seconds, item)
+
+    def unwatch(self, tick: int, item: Watch) -> None:
+        self.reactor.deadlines.discard(tick, item)
+
+    def tunnel_ended(self, error: OSError | None) -> None:
+        """The TLS side has ended: in good order, or with an error, which the reactor cannot know of."""
+        if error is not None and self.ended is None:
+            self.ended = f"TLS: {describe(error)}"
+            blamed = not isinstance(error, ssl.SSLEOFError | ConnectionError)
+            self.log.log(logging.WARNING if blamed else logging.DEBUG, "%s: %s", self, self.ended)
 
     # ---- in: called by the reactor
 
@@ -281,7 +323,7 @@ class Connection:
     def response(self, stream: int, header: bytes, payload: bytes | memoryview) -> None:
         """An answer. To no call of this end: too late, or nonsense, and nothing is lost by ignoring it."""
 
-    def error(self, stream: int, status: int, header: bytes) -> None:
+    def error(self, stream: int, status: int, header: bytes, unprocessed: bool) -> None:
         """A call failed. See `response`."""
 
     def cancel(self, stream: int) -> None:
@@ -333,9 +375,12 @@ class Connection:
 
     def pong(self, header: bytes) -> None:
         """The answer to a ping."""
+        if header == _PROBE and self.watched is not None:
+            self.watched.answered()
 
-    def goaway_received(self, status: int, header: bytes) -> None:
-        """The peer takes no more calls."""
+    def goaway_received(self, status: int, header: bytes, unprocessed: bool) -> None:
+        """The peer takes no more calls. `unprocessed`: and calls that are not answered when the connection ends were
+        not begun."""
 
     def sent(self, token: int) -> None:
         """A referenced payload may be let go."""
@@ -351,6 +396,8 @@ class Connection:
     def closed(self, reason: int, number: int) -> None:
         """The connection is gone. The reactor's last word about it."""
         self.pins.clear()
+        if self.watched is not None:
+            self.watched.stop()
         text, blamed = _ENDS.get(reason, ("closed", True))
         if reason == lib.ZC_CLOSE_SYSTEM and number:
             text = os.strerror(number)
@@ -360,7 +407,11 @@ class Connection:
         if blamed:
             self.reactor.violations += 1
         if self.streams is not None:
-            self.streams.close(self.loss())
+            self.streams.close(self.end_of_calls(reason))
+
+    def end_of_calls(self, reason: int) -> Unavailable:
+        """What calls without an answer fail with. reason: enum zc_close."""
+        return self.loss()
 
     # ---- headers
 
@@ -387,9 +438,11 @@ class Connection:
                 self.log.warning("%s: %s", self, wrong)
         return error
 
-    def loss(self) -> Unavailable:
+    def loss(self, unprocessed: bool = False) -> Unavailable:
         """What calls fail with when the connection is gone."""
-        return Unavailable(f"{self.name}: {self.ended or 'closed'}")
+        error = Unavailable(f"{self.name}: {self.ended or 'closed'}")
+        error.unprocessed = unprocessed
+        return error
 
 
 def _shorten(message: str) -> str:

@@ -33,6 +33,7 @@ class Caller:
     address: str
     process: Process | None
     identity: Any
+    certificate: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

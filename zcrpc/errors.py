@@ -39,10 +39,12 @@ class ZcrpcError(Exception):
     """The root of all errors of zcrpc.
 
     `message` is for people. `details` is for programs: None, or anything msgpack can carry; it crosses the wire as it
-    is. `metadata`: what came with an error that a server answered; it does not travel on.
+    is. `metadata`: what came with an error that a server answered; it does not travel on. `unprocessed`, on the
+    caller's side: it is certain that no handler has seen the call, so it may safely be made again.
     """
 
     status: ClassVar[Status] = Status.UNKNOWN
+    unprocessed: bool = False
 
     def __init__(self, message: str = "", *, details: Any = None) -> None:
         super().__init__(message)

@@ -124,9 +124,19 @@ class IncomingCall(Call):
 
 class OutgoingCall(Call):
     """A call at a client. `metadata`: sent along, to be added to. `response_metadata`: what came with the answer, once
-    `proceed` has returned or raised."""
+    `proceed` has returned or raised. `idempotent`, `wait_for_ready`: as of `Client.call`."""
 
-    __slots__ = ("_out", "_peer", "_response_metadata", "_until", "expected", "metadata", "opened")
+    __slots__ = (
+        "_out",
+        "_peer",
+        "_response_metadata",
+        "_until",
+        "expected",
+        "idempotent",
+        "metadata",
+        "opened",
+        "wait_for_ready",
+    )
 
     def __init__(
         self,
@@ -140,9 +150,13 @@ class OutgoingCall(Call):
         metadata: Metadata | None,
         expected: Any,
         out: Outgoing | None,
+        idempotent: bool = False,
+        wait_for_ready: bool | None = None,
     ) -> None:
         super().__init__(method, kind, arguments, keywords, items)
         self._peer = peer
+        self.idempotent = idempotent
+        self.wait_for_ready = wait_for_ready
         self.deadline = timeout
         self.metadata: dict[str, str | bytes] = dict(metadata or {})
         self.expected = expected  # how results are converted

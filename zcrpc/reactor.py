@@ -34,6 +34,7 @@ from zcrpc.wire import (
     EVENT_CLOSED,
     EVENT_REFUSED,
     EVENT_SENT,
+    FLAG_UNPROCESSED,
     GOAWAY,
     HELLO,
     PING,
@@ -151,6 +152,14 @@ class Reactor:
         self.connections[number] = connection
         return number
 
+    def silence(self, number: int) -> float:
+        """Seconds since something came from a connection, or since it is read again after it was not for a while. 0: it
+        is not read now, or is gone."""
+        if self._handle is None:
+            return 0.0
+        milliseconds: int = lib.zc_reactor_silence(self._handle, number)
+        return max(0, milliseconds) / 1000
+
     def set_peer(self, number: int, chunk: int, map_from: int) -> None:
         """How the peer wants payloads to be sent."""
         peer = ffi.new("struct zc_peer *", {"chunk": chunk, "map_from": map_from})
@@ -160,6 +169,8 @@ class Reactor:
 
     def disconnect(self, number: int, flush: bool) -> None:
         """Closes a connection, having sent everything or at once. Its `closed` is called later in both cases."""
+        if self._handle is None:
+            return
         if flush:
             self.flush()
         lib.zc_reactor_disconnect(self._handle, number, flush)
@@ -302,7 +313,8 @@ class Reactor:
                     elif kind == EVENT_REFUSED:
                         connection.refused(aux & 0xFF, flags, stream, aux >> 8, payload_length)
                     else:
-                        self._dispatch_other(connection, kind, stream, method, data[header : header + header_length])
+                        frame_header = data[header : header + header_length]
+                        self._dispatch_other(connection, kind, flags, stream, method, frame_header)
                 except Exception:
                     _log.exception(
                         "%s: an event of kind %d could not be dealt with; the connection is closed", connection, kind
@@ -318,9 +330,11 @@ class Reactor:
             if self._handle is not None:
                 self.flush()
 
-    def _dispatch_other(self, connection: Connection, kind: int, stream: int, method: int, header: bytes) -> None:
+    def _dispatch_other(
+        self, connection: Connection, kind: int, flags: int, stream: int, method: int, header: bytes
+    ) -> None:
         if kind == ERROR:
-            connection.error(stream, method, header)
+            connection.error(stream, method, header, flags & FLAG_UNPROCESSED != 0)
         elif kind == CANCEL:
             connection.cancel(stream)
         elif kind == HELLO:
@@ -330,7 +344,7 @@ class Reactor:
         elif kind == PONG:
             connection.pong(header)
         elif kind == GOAWAY:
-            connection.goaway_received(method, header)
+            connection.goaway_received(method, header, flags & FLAG_UNPROCESSED != 0)
         elif kind == END:
             connection.end_received(stream)
 

@@ -10,10 +10,11 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Generator, Sequence
+from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Final
 
-from zcrpc import calibration
+from zcrpc import calibration, tls
 from zcrpc._native import lib
 from zcrpc.address import Address, parse
 from zcrpc.calibration import Receive
@@ -22,6 +23,7 @@ from zcrpc.eager import Runner
 from zcrpc.errors import FailedPrecondition, Status
 from zcrpc.health import Health
 from zcrpc.interceptors import Intercepted, Interceptor, check, kind_of
+from zcrpc.keepalive import Watching
 from zcrpc.metadata import DEFAULT_LIMIT
 from zcrpc.metering import Meter
 from zcrpc.reactor import Reactor, ReactorOptions
@@ -29,9 +31,10 @@ from zcrpc.reflection import Reflection
 from zcrpc.regions import RegionMap
 from zcrpc.service import Service, plans
 from zcrpc.serving import Handlers, ServerConnection
-from zcrpc.sockets import bind_tcp, bind_unix
+from zcrpc.sockets import bind_tcp, bind_unix, watch_over
 from zcrpc.statistics import Statistics
 from zcrpc.stats import Stats, collect
+from zcrpc.tls import Tunnel
 from zcrpc.wire import CONNECTION_WINDOW, STREAM_WINDOW, Hello, Limits
 
 _log = logging.getLogger("zcrpc.server")
@@ -55,8 +58,9 @@ _FAREWELL_SECONDS: Final = 1.5
 class _Entrance:
     """Where connections come from that are made elsewhere."""
 
-    def __init__(self, server: Server, address: Address, mapping: int) -> None:
+    def __init__(self, server: Server, address: Address, mapping: int, tls: SSLContext | None = None) -> None:
         self.address = address
+        self.tls = tls
         self.mapping = mapping  # bytes from which on connections ask for whole pages; 0: never
         self.hello = server.hello_for(mapping)
 
@@ -64,8 +68,10 @@ class _Entrance:
 class _Listener(_Entrance):
     """One listening socket."""
 
-    def __init__(self, server: Server, sock: socket.socket, address: Address, mapping: int) -> None:
-        super().__init__(server, address, mapping)
+    def __init__(
+        self, server: Server, sock: socket.socket, address: Address, mapping: int, tls: SSLContext | None
+    ) -> None:
+        super().__init__(server, address, mapping, tls)
         self.server = server
         self.sock = sock
         self.loop = asyncio.get_running_loop()
@@ -106,8 +112,9 @@ class Listening:
     """What `Server.listen` returns: an async context manager that yields the bound address, and can also be awaited for
     it."""
 
-    def __init__(self, server: Server, address: str, backlog: int) -> None:
+    def __init__(self, server: Server, address: str, backlog: int, tls: SSLContext | None) -> None:
         self._server = server
+        self._tls = tls
         self._address = parse(address)
         self._backlog = backlog
         self._listener: _Listener | None = None
@@ -118,7 +125,7 @@ class Listening:
     async def __aenter__(self) -> str:
         if self._listener is not None:
             raise FailedPrecondition("listening already")
-        self._listener = await self._server._open(self._address, self._backlog)
+        self._listener = await self._server._open(self._address, self._backlog, self._tls)
         return str(self._listener.address)
 
     async def __aexit__(
@@ -157,7 +164,12 @@ class Server:
         there are more, the peer waits. connection_window: the same for all streams of a connection together.
     stall_timeout: seconds after which a peer is dropped that stops in the middle of a frame, or does not read what
         waits for it.
-    hello_timeout: seconds that a new connection has to introduce itself, and to be authenticated.
+    hello_timeout: seconds that a new connection has to introduce itself, and to be authenticated; and the same for its
+        TLS handshake before.
+    keepalive, keepalive_timeout: seconds of silence after which a client is sent a ping, and that it has to answer;
+        None: it is not.
+    idle_timeout: seconds without a call after which a connection is closed; its client makes a new one when it needs
+        it. None: never.
     interceptors: functions around every call, the outermost first; see zcrpc/interceptors.py.
     authenticate: gives the identity of a new connection's `Credentials`, or raises `Unauthenticated`; plain or async.
         None and False are refusals too. Without it every connection is taken.
@@ -191,6 +203,9 @@ class Server:
         connection_window: int = CONNECTION_WINDOW,
         stall_timeout: float = 30.0,
         hello_timeout: float = 10.0,
+        keepalive: float | None = None,
+        keepalive_timeout: float = 20.0,
+        idle_timeout: float | None = None,
         interceptors: Sequence[Interceptor] = (),
         authenticate: Authenticate | None = None,
         introspection: bool = True,
@@ -231,6 +246,8 @@ class Server:
         self.max_message = min(max_message, budget)
         self.max_unsent = max_unsent
         self.hello_timeout = hello_timeout
+        self.stall_timeout = stall_timeout
+        self.watching = Watching(keepalive=keepalive, keepalive_timeout=keepalive_timeout, idle_timeout=idle_timeout)
         self._map_from = map_from
         self._receive: Receive = receive
         self._threads = receive_threads
@@ -258,11 +275,13 @@ class Server:
         self._reactors: list[Reactor] = []
         self._listeners: list[_Listener] = []
         self._connections: set[ServerConnection] = set()
+        self._handshakes: set[asyncio.Task[None]] = set()  # of TLS
+        self._tunnels: set[Tunnel] = set()
         self._quiet = asyncio.Event()  # nothing is in flight, and all are gone, when closing
         self._closed = asyncio.Event()
         self._last: Stats | None = None
         self.closing = False
-        self.requests = self.errors = self.refused = self.unauthenticated = 0
+        self.requests = self.errors = self.refused = self.unauthenticated = self.handshakes_failed = 0
         self.exhausted = dict.fromkeys(("in_flight", "calls", "queued", "message", "metadata"), 0)
         self.calls = 0  # handlers that have suspended, in all connections
         self.full = False  # they are as many as there may be
@@ -271,8 +290,9 @@ class Server:
 
     # ---- listening
 
-    def listen(self, address: str, *, backlog: int = 1024) -> Listening:
-        """Listens on tcp://host:port (port 0: any free one) or unix://path.
+    def listen(self, address: str, *, backlog: int = 1024, ssl: SSLContext | None = None) -> Listening:
+        """Listens on tcp://host:port (port 0: any free one) or unix://path. With `ssl`, a server's SSLContext, by TLS;
+        one whose verify_mode is CERT_REQUIRED asks clients for certificates. What is received is then copied.
 
             async with server.listen("tcp://127.0.0.1:0") as address: ...
 
@@ -280,7 +300,8 @@ class Server:
         the default grace. Can be awaited instead; then close the server yourself. Raises OSError if the address cannot
         be had.
         """
-        return Listening(self, address, backlog)
+        tls.validate(ssl, server_side=True)
+        return Listening(self, address, backlog, ssl)
 
     async def serve_forever(self) -> None:
         """Returns when the server has been closed."""
@@ -290,16 +311,20 @@ class Server:
         """What connections are greeted with that receive by mapping from so many bytes on (0: do not)."""
         return Hello(limits=self._limits, chunk=lib.ZC_CHUNK_BYTES, map_from=map_from, methods=self.methods)
 
-    async def _open(self, address: Address, backlog: int) -> _Listener:
+    async def _open(self, address: Address, backlog: int, context: SSLContext | None) -> _Listener:
         if self.closing:
             raise FailedPrecondition("the server is closed")
         loop = self._own(asyncio.get_running_loop())
-        map_from = 0 if address.is_unix else await calibration.mapped_from(self._receive, self._map_from)
+        map_from = 0
+        if not address.is_unix and context is None:
+            map_from = await calibration.mapped_from(self._receive, self._map_from)
         sock, bound = bind_unix(address) if address.is_unix else await bind_tcp(address)
         try:
+            if not address.is_unix:
+                watch_over(sock, self.stall_timeout)
             sock.listen(backlog)
             self._start(loop)
-            listener = _Listener(self, sock, bound, map_from)
+            listener = _Listener(self, sock, bound, map_from, context)
         except BaseException:
             sock.close()
             raise
@@ -374,20 +399,62 @@ class Server:
             name = f"{listener.address} ← process {process.pid}, fd {sock.fileno()}"
             where = listener.address
         caller = Caller(str(where), process, identity=process)
-        admitted = len(self._connections) - self._refusals < self.max_connections
+        admitted = len(self._connections) + len(self._handshakes) - self._refusals < self.max_connections
         if not admitted:
             self.refused += 1
             _log.warning("%s: refused, there are %d connections", name, self.max_connections)
-            if self._refusals >= _REFUSALS_AT_ONCE:
+            if self._refusals >= _REFUSALS_AT_ONCE or listener.tls is not None:
                 sock.close()
                 return
+        if listener.tls is None:
+            self._take(listener, sock, name, caller, None, admitted)
+        else:
+            assert self._loop is not None
+            task = self._loop.create_task(self._shake_hands(listener, listener.tls, sock, name, caller))
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+
+    async def _shake_hands(
+        self, listener: _Entrance, context: SSLContext, sock: socket.socket, name: str, caller: Caller
+    ) -> None:
+        assert self._loop is not None
+        try:
+            async with asyncio.timeout(self.hello_timeout):
+                tunnel = await tls.open_tunnel(self._loop, sock, context, server_side=True)
+        except (OSError, ValueError) as error:  # TimeoutError is an OSError
+            self.handshakes_failed += 1
+            why = f"none within {self.hello_timeout:g} s" if isinstance(error, TimeoutError) else tls.describe(error)
+            _log.warning("%s: TLS handshake: %s", name, why)
+            return
+        self._tunnels.add(tunnel)
+        tunnel.on_close = lambda: self._tunnels.discard(tunnel)
+        if self.closing:
+            tunnel.close()
+        else:
+            caller.certificate = tunnel.peer_certificate
+            if caller.identity is None:
+                caller.identity = caller.certificate
+            self._take(listener, tunnel.inner, name, caller, tunnel, True)
+
+    def _take(
+        self,
+        listener: _Entrance,
+        sock: socket.socket,
+        name: str,
+        caller: Caller,
+        tunnel: Tunnel | None,
+        admitted: bool,
+    ) -> None:
+        """A connection that can be talked over."""
         reactor = min(self._reactors, key=lambda reactor: len(reactor.connections))
         fd = sock.fileno()
         try:
-            connection = ServerConnection(self, reactor, fd, listener.mapping > 0, listener.hello, name, caller)
+            connection = ServerConnection(self, reactor, fd, listener.mapping > 0, listener.hello, name, caller, tunnel)
         except Exception:
             _log.exception("%s: could not be taken over", name)
             sock.close()
+            if tunnel is not None:
+                tunnel.close()
             return
         sock.detach()
         self._connections.add(connection)
@@ -431,6 +498,7 @@ class Server:
             errors=self.errors,
             calls=self.calls,
             refused=self.refused,
+            handshakes_failed=self.handshakes_failed,
             queued=self.queued,
             unauthenticated=self.unauthenticated,
             exhausted=self.exhausted,
@@ -449,10 +517,13 @@ class Server:
             self._statistics.drain()
         for listener in list(self._listeners):
             self._stop_listening(listener)
+        for task in self._handshakes:
+            task.cancel()
         for connection in self._connections:
             connection.be_careful()
             connection.send_goaway(Status.UNAVAILABLE, "the server is going away")
         try:
+            await asyncio.gather(*self._handshakes, return_exceptions=True)
             await self._until(lambda: not self.calls, grace)
             for connection in list(self._connections):
                 connection.drop_backlog()
@@ -465,7 +536,7 @@ class Server:
                     )
             await self._until(lambda: not self.calls, _CLEANUP_SECONDS)
             for connection in list(self._connections):
-                connection.disconnect("the server is going away")
+                connection.part("the server is going away")
             await self._until(lambda: not self._connections, _FAREWELL_SECONDS)
             await asyncio.sleep(0)  # whoever called us may be a handler, inside a batch
         finally:
@@ -484,6 +555,8 @@ class Server:
         self._last = self.stats()
         for reactor in self._reactors:
             reactor.close()
+        for tunnel in list(self._tunnels):
+            tunnel.close()
         if self._reactors:
             self.runner.close()
         self.regions.close()

@@ -27,24 +27,26 @@ from zcrpc.wire import STREAM_IN, STREAM_OUT
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Keywords of the caller's side of a call; a parameter of that name could not be given by keyword.
-RESERVED: Final = frozenset({"timeout", "returns", "metadata"})
+RESERVED: Final = frozenset({"timeout", "returns", "metadata", "idempotent", "wait_for_ready"})
 # Annotations of streams.
 _STREAMS: Final = (AsyncIterator, AsyncIterable, AsyncGenerator)
 _MARK: Final = "__zcrpc_method__"
+_IDEMPOTENT: Final = "__zcrpc_idempotent__"
 
 
 @overload
 def method(function: Function, /) -> Function: ...
 @overload
-def method(*, name: str | None = None) -> Callable[[Function], Function]: ...
+def method(*, name: str | None = None, idempotent: bool = False) -> Callable[[Function], Function]: ...
 def method(
-    function: Function | None = None, /, *, name: str | None = None
+    function: Function | None = None, /, *, name: str | None = None, idempotent: bool = False
 ) -> Function | Callable[[Function], Function]:
     """Makes a function of a `Service`, `async def` or plain, callable from afar. A plain one runs in the event loop and
     must not block. An asynchronous generator is a stream to the caller; a parameter that is an AsyncIterator, a stream
     from the caller.
 
-    `name`: what it is called on the wire, if not by its own name.
+    `name`: what it is called on the wire, if not by its own name. `idempotent`: to run it twice does no more than to
+    run it once, so that clients may make a call again that was lost; see `Retries`.
     """
 
     def mark(function: Function) -> Function:
@@ -53,6 +55,7 @@ def method(
         if inspect.isgeneratorfunction(function):
             raise TypeError(f"{function.__qualname__}: a stream is served by an asynchronous generator: `async def`")
         setattr(function, _MARK, name or function.__name__)
+        setattr(function, _IDEMPOTENT, idempotent)
         return function
 
     return mark if function is None else mark(function)
@@ -157,6 +160,7 @@ class Plan:
     exact: list[type]  # of positional arguments that need no conversion at all
     converts: bool  # arguments of other types do
     buffers: int  # how they are to be decoded: BYTES, VIEWS, REMEMBERED
+    idempotent: bool  # clients may make a call again that was lost
     incoming: ItemsParameter | None  # a stream from the caller, which is no argument on the wire
     outgoing: Items | None  # a stream to the caller, instead of a result
 
@@ -305,6 +309,15 @@ def _wire_name(service: type[Service], attribute: str) -> str | None:
     return None
 
 
+def _is_idempotent(service: type[Service], attribute: str) -> bool:
+    """As the definition that was decorated last says."""
+    for base in service.__mro__:
+        function = base.__dict__.get(attribute)
+        if isinstance(getattr(function, _MARK, None), str):
+            return bool(getattr(function, _IDEMPOTENT, False))
+    return False
+
+
 def _plan(service: type[Service], attribute: str, wire_name: str) -> Plan:
     function = getattr(service, attribute)
     name = f"{service.__zcrpc_name__}.{wire_name}"
@@ -359,6 +372,7 @@ def _plan(service: type[Service], attribute: str, wire_name: str) -> Plan:
         exact=[_Never] if needs_names else [_exact(parameter.converter) for parameter in positional],
         converts=any(parameter.converter is not None for parameter in everything),
         buffers=_mode(views, mixed),
+        idempotent=_is_idempotent(service, attribute),
         incoming=incoming,
         outgoing=outgoing,
     )

@@ -35,11 +35,24 @@ from zcrpc.errors import (
     failure,
 )
 from zcrpc.interceptors import Intercepted
+from zcrpc.keepalive import Watch
 from zcrpc.metadata import NOTHING
 from zcrpc.reactor import Reactor
 from zcrpc.service import Plan
 from zcrpc.streams import Receiver, Sender, UnsendableItem
-from zcrpc.wire import DATA, FRAME, RECORD_FRAME, REQUEST, RESPONSE, STREAM_IN, STREAM_OUT, STREAMS, Hello, Limits
+from zcrpc.tls import Tunnel
+from zcrpc.wire import (
+    DATA,
+    FRAME,
+    RECORD_FRAME,
+    REQUEST,
+    RESPONSE,
+    STREAM_IN,
+    STREAM_OUT,
+    STREAMS,
+    Hello,
+    Limits,
+)
 
 if TYPE_CHECKING:
     from zcrpc.server import Server
@@ -161,10 +174,14 @@ class ServerConnection(Connection):
         "calls",
         "careful",
         "handlers",
+        "leave_status",
+        "parting",
         "running",
         "server",
         "start",
         "tick",
+        "tunnel",
+        "used",
     )
 
     def __init__(
@@ -176,8 +193,13 @@ class ServerConnection(Connection):
         hello: Hello,
         name: str,
         caller: Caller,
+        tunnel: Tunnel | None = None,
     ) -> None:
         self.server = server
+        self.tunnel = tunnel
+        self.parting: str | None = None  # why it is closed when everything is sent
+        self.leave_status = Status.UNAVAILABLE
+        self.used = False  # there was a call since that was asked last
         self.handlers = server.handlers
         self.start = server.runner.start
         self.calls: dict[int, Call] = {}  # those that wait for an answer
@@ -189,6 +211,10 @@ class ServerConnection(Connection):
         super().__init__(reactor, fd, mapping, hello, name, _log, introduce=server.authenticate is None)
         self.be_careful()
         self.tick = reactor.deadlines.add(server.hello_timeout, self)
+        self.watched = Watch(self, server.watching)
+        if tunnel is not None:
+            tunnel.on_end = self.tunnel_ended
+            tunnel.start()
 
     # ---- opening
 
@@ -215,7 +241,12 @@ class ServerConnection(Connection):
 
     def _authenticate(self, authenticate: Authenticate) -> None:
         caller = self.caller
-        credentials = Credentials(address=caller.address, token=self.peer.token or None, process=caller.process)
+        credentials = Credentials(
+            address=caller.address,
+            token=self.peer.token or None,
+            process=caller.process,
+            certificate=caller.certificate,
+        )
         self.peer = dataclasses.replace(self.peer, token="")
         try:
             result = self.start(identify(authenticate, credentials))
@@ -258,6 +289,7 @@ class ServerConnection(Connection):
             or self.pinned > self.server.max_unsent
             or self.server.closing
             or not self.admitted
+            or self.parting is not None
             or not self.introduced
             or (self.streams is not None and bool(self.streams.receivers))
         )
@@ -276,6 +308,7 @@ class ServerConnection(Connection):
     def request(self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview) -> None:
         server = self.server
         server.requests += 1
+        self.used = True
         if (self.careful or server.full or not stream) and not self._may_begin(
             stream, method, deadline_ms, header, payload
         ):
@@ -363,12 +396,14 @@ class ServerConnection(Connection):
             or (receiver is None and self._receives(stream))
         ):
             self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
+        elif self.ended is not None:
+            pass  # the peer knows, from the last goaway, that this was not begun
         elif not self.introduced:
             self.violated("a call before it was answered with a hello")
-        elif server.closing:
-            self.fail(stream, Status.UNAVAILABLE, "the server is going away")
+        elif server.closing or self.parting is not None:
+            self.refuse_call(stream, Status.UNAVAILABLE, "the server is going away")
         elif not self.admitted:
-            self.fail(stream, Status.RESOURCE_EXHAUSTED, "the server has too many connections")
+            self.refuse_call(stream, Status.RESOURCE_EXHAUSTED, "the server has too many connections")
         elif len(self.calls) + len(self.backlog) >= limit or self.running >= 2 * limit:
             self._exhausted(stream, "in_flight", f"{limit} calls are in flight on this connection, its limit")
         elif self.pinned > server.max_unsent or self.backlog:
@@ -387,7 +422,7 @@ class ServerConnection(Connection):
     def _exhausted(self, stream: int, limit: str, message: str) -> None:
         """Refuses a call because a limit is reached."""
         self.server.exhausted[limit] += 1
-        self.fail(stream, Status.RESOURCE_EXHAUSTED, message)
+        self.refuse_call(stream, Status.RESOURCE_EXHAUSTED, message)
 
     def _take_back(self, stream: int) -> Postponed | None:
         """A call that was put off, if there is one; it is not any longer."""
@@ -432,6 +467,7 @@ class ServerConnection(Connection):
         self, stream: int, method: int, flags: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
     ) -> None:
         self.server.requests += 1
+        self.used = True
         receiver = None
         if flags & STREAM_IN and (receiver := self._receive(stream)) is None:
             return
@@ -625,6 +661,11 @@ class ServerConnection(Connection):
         self.server.errors += 1
         self.send_error(stream, status, message, details, carried)
 
+    def refuse_call(self, stream: int, status: Status, message: str) -> None:
+        """Ends a call that no handler has seen: the peer may make it again."""
+        self.server.errors += 1
+        self.send_refusal(stream, status, message)
+
     def cancel(self, stream: int) -> None:
         call = self.calls.get(stream)
         if call is not None:
@@ -640,6 +681,8 @@ class ServerConnection(Connection):
             self._serve_backlog()
         elif not self.pinned:
             self.be_careful()
+        if self.parting is not None and not self.pins:
+            self._farewell()
 
     def refused(self, kind: int, flags: int, stream: int, header_length: int, length: int) -> None:
         limit = self.server.max_message
@@ -662,6 +705,30 @@ class ServerConnection(Connection):
                 self.stray_data(stream)
 
     # ---- end
+
+    def part(self, why: str, status: Status = Status.UNAVAILABLE) -> None:
+        """Closes the connection in good order, when what is to be sent is out. No handler may run any more. The last
+        word tells the peer that what was not answered then was not begun."""
+        if self.parting is not None or self.ended is not None:
+            return
+        self.parting = why
+        self.leave_status = status
+        self.careful = True
+        if not self.pins:
+            self._farewell()
+
+    def _farewell(self) -> None:
+        if self.ended is None:
+            why = self.parting or "closed"
+            self.send_goaway(self.leave_status, why, answered=True)
+            self.disconnect(why)
+
+    def take_calls(self) -> bool:
+        used, self.used = self.used, False
+        return used or not self.introduced or bool(self.running or self.calls or self.backlog or self.pins)
+
+    def unused(self, seconds: float) -> None:
+        self.part(f"no call for {seconds:g} s", Status.OK)
 
     def closed(self, reason: int, number: int) -> None:
         super().closed(reason, number)

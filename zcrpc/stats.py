@@ -27,14 +27,14 @@ class Stats:
     """Counters since the start, and gauges of this moment. Bytes are bytes.
 
     `requests`: calls received (of a client: made). `errors`: of these, answered with a status other than OK. `calls`:
-    in flight now. `queued`: received and not begun yet. `refused`: connections beyond the limit. `unauthenticated`:
-    connections whose credentials were not accepted. `exhausted`: calls answered with RESOURCE_EXHAUSTED, by the limit
-    that was reached: in_flight, calls, queued, message, metadata. `fallbacks`: payloads that lie in a region and were
-    not mapped, by reason: policy ("copy", or "auto" decided so for the socket), unsupported, unpadded (the sender did
-    not send whole pages), small, cheaper ("auto" decided so for the size), unmappable. `paused`: connections that are
-    not read now, for want of memory or because their peer does not read. `streams`: open now, each direction of a call
-    for itself. `credit_stalls`: times that one had to wait for its peer to take items. `violations`: connections closed
-    because their peer broke the protocol.
+    in flight now. `queued`: received and not begun yet. `refused`: connections beyond the limit. `handshakes_failed`:
+    connections closed for want of TLS. `unauthenticated`: connections whose credentials were not accepted. `exhausted`:
+    calls answered with RESOURCE_EXHAUSTED, by the limit that was reached: in_flight, calls, queued, message, metadata.
+    `fallbacks`: payloads that lie in a region and were not mapped, by reason: policy ("copy", or "auto" decided so for
+    the socket), unsupported, unpadded (the sender did not send whole pages), small, cheaper ("auto" decided so for the
+    size), unmappable. `paused`: connections that are not read now, for want of memory or because their peer does not
+    read. `streams`: open now, each direction of a call for itself. `credit_stalls`: times that one had to wait for its
+    peer to take items. `violations`: connections closed because their peer broke the protocol.
     """
 
     connections: int
@@ -43,6 +43,7 @@ class Stats:
     calls: int
     queued: int
     refused: int
+    handshakes_failed: int
     unauthenticated: int
     exhausted: dict[str, int]
     payload_bytes_mapped: int
@@ -95,6 +96,7 @@ def collect(
     errors: int,
     calls: int,
     refused: int = 0,
+    handshakes_failed: int = 0,
     queued: int = 0,
     unauthenticated: int = 0,
     exhausted: Mapping[str, int] = MappingProxyType({}),
@@ -113,6 +115,7 @@ def collect(
         calls=calls,
         queued=queued,
         refused=refused,
+        handshakes_failed=handshakes_failed,
         unauthenticated=unauthenticated,
         exhausted=dict(exhausted),
         mapped_percent=100.0 * mapped / (mapped + copied) if mapped + copied else 0.0,

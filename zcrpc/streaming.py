@@ -8,6 +8,8 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from zcrpc.calling import ClientConnection, Incoming, MetadataReader
+from zcrpc.channel import Again, Channel
+from zcrpc.errors import ZcrpcError
 from zcrpc.interceptors import OutgoingCall, Proceed
 from zcrpc.metadata import Metadata
 from zcrpc.service import Items
@@ -24,31 +26,26 @@ class Stream(Generic[T]):
     once.
     """
 
-    __slots__ = ("__weakref__", "_arguments", "_connection", "_incoming", "_over")
+    __slots__ = ("__weakref__", "_again", "_arguments", "_channel", "_incoming", "_options", "_over", "_request")
 
     def __init__(
         self,
-        connection: ClientConnection,
+        channel: Channel,
         name: str,
         arguments: tuple[Any, ...],
         keywords: dict[str, Any],
         items: Any,
         timeout: float | None,
         expected: Items,
+        wait_for_ready: bool | None,
         sent_along: Metadata | None = None,
         reader: MetadataReader | None = None,
     ) -> None:
-        self._connection = connection
-        self._arguments: tuple[Any, ...] | None = (
-            name,
-            arguments,
-            keywords,
-            items,
-            timeout,
-            expected,
-            sent_along,
-            reader,
-        )
+        self._channel = channel
+        self._arguments: tuple[Any, ...] | None = name, arguments, keywords, items
+        self._options = timeout, expected, wait_for_ready, sent_along, reader
+        self._request: tuple[Any, ...] = ()
+        self._again: Again | None = None  # as long as the call may be begun again
         self._incoming: Incoming | None = None
         self._over = False
 
@@ -64,28 +61,52 @@ class Stream(Generic[T]):
             item: T = receiver.batch.popleft()
             return item
         try:
-            return await receiver.__anext__()  # type: ignore[no-any-return]
+            item = await receiver.__anext__()
         except asyncio.CancelledError:
             raise
-        except BaseException:
+        except BaseException as error:
             if receiver.ended:
                 await self.aclose()
-            raise
+            if not isinstance(error, ZcrpcError):
+                raise
+            await self._open(await self._elsewhere(incoming.connection, error))
+            self._over = False
+            return await self.__anext__()
+        self._again = None
+        return item
 
     async def _begin(self) -> Incoming:
         if self._over:
             raise StopAsyncIteration
         if self._arguments is None:
             raise RuntimeError("a stream has one consumer at a time, and somebody waits for its first item already")
-        name, arguments, keywords, items, timeout, expected, sent_along, reader = self._arguments
-        self._arguments = None
-        until = None if timeout is None else self._connection.reactor.loop.time() + timeout
+        request, self._arguments = self._arguments, None
+        timeout, expected, wait_for_ready, sent_along, reader = self._options
+        until = None if timeout is None else self._channel.loop.time() + timeout
+        self._request = *request, until, expected, sent_along, reader
+        self._again = self._channel.again(until)
         self._over = True  # should that fail
-        self._incoming = await self._connection.open_stream(
-            name, arguments, keywords, items, until, expected, sent_along, reader
-        )
+        incoming = await self._open(await self._channel.connected(until, wait_for_ready))
         self._over = False
-        return self._incoming
+        return incoming
+
+    async def _open(self, connection: ClientConnection) -> Incoming:
+        """Begins the call, elsewhere if this connection takes none any more."""
+        while True:
+            try:
+                self._incoming = incoming = await connection.open_stream(*self._request)
+            except ZcrpcError as error:
+                connection = await self._elsewhere(connection, error)
+            else:
+                if incoming.producer is not None:
+                    self._again = None  # items can be produced only once
+                return incoming
+
+    async def _elsewhere(self, connection: ClientConnection, error: ZcrpcError) -> ClientConnection:
+        """Where the call is to be begun again. Raises the error unless it is certain that no handler has seen it."""
+        if self._again is None or not error.unprocessed:
+            raise error
+        return await self._again.connection(error, connection)
 
     async def aclose(self) -> None:
         """Cancels the call, if it is not over. Returns when the producer of the items that are sent has ended."""
@@ -109,7 +130,7 @@ class Stream(Generic[T]):
         incoming = self._incoming
         if incoming is None or self._over:
             return
-        loop = self._connection.reactor.loop
+        loop = self._channel.loop
         if asyncio._get_running_loop() is loop:
             loop.call_soon(incoming.abandon)
         elif not loop.is_closed():
@@ -121,8 +142,8 @@ class InterceptedStream(Stream[T]):
 
     __slots__ = ("_call", "_items", "_make", "_proceed")
 
-    def __init__(self, connection: ClientConnection, proceed: Proceed, make: Callable[[], OutgoingCall]) -> None:
-        self._connection = connection
+    def __init__(self, channel: Channel, proceed: Proceed, make: Callable[[], OutgoingCall]) -> None:
+        self._channel = channel
         self._proceed = proceed
         self._make: Callable[[], OutgoingCall] | None = make
         self._call: OutgoingCall | None = None

@@ -33,6 +33,10 @@ EVENT_CLOSED: Final = 32
 EVENT_SENT: Final = 33
 EVENT_REFUSED: Final = 34
 
+# A flag of frames. ERROR: no handler has seen the call. GOAWAY: all calls that were begun are answered, so those
+# without an answer when the stream ends were not begun.
+FLAG_UNPROCESSED: Final = 0x08
+
 # ZC_FLAG_*, of a REQUEST
 STREAM_IN: Final = 2
 STREAM_OUT: Final = 4

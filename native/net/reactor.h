@@ -129,6 +129,9 @@ int zc_reactor_set_peer(struct zc_reactor *reactor, uint64_t connection, const s
 /* Closes after what is queued was sent (flush), or at once. A CLOSED event follows in both cases. */
 int zc_reactor_disconnect(struct zc_reactor *reactor, uint64_t connection, int flush);
 
+/* Milliseconds since bytes came from the peer, or since the connection is read again after a pause; 0 while it is not read. -ENOTCONN. */
+int64_t zc_reactor_silence(struct zc_reactor *reactor, uint64_t connection);
+
 /* Does what is ready, waiting up to timeout_ms for it (inline only; -1: for ever). Returns batch index << 32 | number of events, or a
  * negative errno. Sweeps stalled connections when called at least every second or so. */
 int64_t zc_reactor_poll(struct zc_reactor *reactor, int timeout_ms);

@@ -640,6 +640,30 @@ static void random_damage_is_survived(unsigned seed, int rounds) {
     }
 }
 
+/* Silence grows while nothing comes, ends with every byte, and does not count while the connection is not read. */
+static void silence_is_measured(void) {
+    struct hostile h = begin_hostile((struct zc_reactor_options){.payload_limit = MIB, .outbound_limit = 100}, false);
+    unsigned char bytes[8 + ZC_FRAME_SIZE], record[ZC_RECORD_SIZE + 1000] = {0};
+    CHECK(zc_reactor_silence(h.server, 12345) == -ENOTCONN);
+    usleep(60000);
+    CHECK(zc_reactor_silence(h.server, h.connection) >= 40);
+    memcpy(bytes, ZC_PREFACE, 8);
+    put_frame(bytes + 8, hello, NULL, NULL);
+    for (size_t i = 0; i < sizeof bytes; i++) {
+        usleep(1000);
+        CHECK(send(h.fd, bytes + i, 1, MSG_NOSIGNAL) == 1);
+        CHECK(zc_reactor_poll(h.server, 100) >= 0);
+        CHECK(zc_reactor_silence(h.server, h.connection) <= 20);
+    }
+    memcpy(record, &h.connection, 8);
+    record[8] = 1000 & 0xFF, record[9] = 1000 >> 8;
+    for (int i = 0; i < 100000; i++) /* until what waits for the peer is over the limit */
+        CHECK(zc_reactor_submit(h.server, record, sizeof record) == 0);
+    usleep(60000);
+    CHECK(zc_reactor_silence(h.server, h.connection) == 0);
+    end_hostile(&h);
+}
+
 static void wrong_arguments_are_refused(void) {
     struct zc_map *map = new_map(64 * MIB);
     struct zc_reactor *reactor;
@@ -684,6 +708,7 @@ int main(int argc, char **argv) {
     RUN(chunks_must_continue);
     RUN(refused_payloads_leave_the_stream_intact);
     RUN(who_stops_is_dropped);
+    RUN(silence_is_measured);
     RUN(random_damage_is_survived, argc > 1 ? (unsigned)atoi(argv[1]) : 1, argc > 2 ? atoi(argv[2]) : 200);
     return 0;
 }
