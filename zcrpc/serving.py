@@ -346,7 +346,7 @@ class ServerConnection(Connection):
             if type(result) is CoroutineType:
                 result = self.start(result, served)
                 if isinstance(result, Suspended):
-                    self._suspend(stream, served, result, deadline_ms)
+                    self._keep(Call(self, stream, served, result), deadline_ms)
                     return
         except (Exception, asyncio.CancelledError) as error:
             self.fail_with(stream, error, served)
@@ -372,7 +372,7 @@ class ServerConnection(Connection):
             self.fail_with(stream, raised, served)
             return
         if isinstance(result, Suspended):
-            self._suspend(stream, served, result, deadline_ms)
+            self._keep(Call(self, stream, served, result), deadline_ms)
         else:
             self.reply(stream, served, result)
 
@@ -387,13 +387,13 @@ class ServerConnection(Connection):
         receiver: Receiver | None = None,
     ) -> bool:
         """Refuses a call that is not to be served, and puts off one that is not to be served now."""
-        server = self.server
+        server, streams = self.server, self.streams
         limit = server.max_in_flight
         if (
             not stream
             or stream in self.calls
             or stream in self.backlog
-            or (receiver is None and self._receives(stream))
+            or (streams is not None and receiver is None and stream in streams.receivers)
         ):
             self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
         elif self.ended is not None:
@@ -545,9 +545,6 @@ class ServerConnection(Connection):
             return streams.receive(stream)
         return None
 
-    def _receives(self, stream: int) -> bool:
-        return self.streams is not None and stream in self.streams.receivers
-
     def _no_handler(self, method: int) -> ZcrpcError:
         """What is wrong with a request: there is no such method, or it is of another kind."""
         for handlers in (self.handlers, self.server.stream_handlers):
@@ -577,10 +574,8 @@ class ServerConnection(Connection):
 
     # ---- how calls go on, and end
 
-    def _suspend(self, stream: int, served: Served, suspended: Suspended, deadline_ms: int) -> None:
-        self._keep(Call(self, stream, served, suspended), deadline_ms)
-
     def _keep(self, call: Call, deadline_ms: int) -> None:
+        """A call's handler has suspended."""
         stream, suspended = call.stream, call.suspended
         suspended.then(call.finish)
         self.calls[stream] = call
