@@ -17,7 +17,7 @@ async with zcrpc.connect("tcp://127.0.0.1:7000", Store) as store:
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from zcrpc import locks
+from zcrpc import blocking, locks
 from zcrpc.backoff import Backoff
 from zcrpc.channel import State
 from zcrpc.client import Client, connect
@@ -95,6 +95,7 @@ __all__ = [
     "Unimplemented",
     "Unknown",
     "ZcrpcError",
+    "blocking",
     "connect",
     "context",
     "detached",
