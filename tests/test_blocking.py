@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy
 import pytest
-import uvloop
+from in_thread import Running, eventually
 
 import zcrpc
 from zcrpc import blocking
@@ -78,47 +78,17 @@ class Store(zcrpc.Service):
             yield 2 * item
 
 
-class Running:
-    """A server in a thread, with a loop of its own."""
-
-    def __init__(self, service: Store) -> None:
-        self.service = service
-        self.server = zcrpc.Server(service)
-        self.address = ""
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=lambda: uvloop.run(self._run()))
-        self._thread.start()
-        self._ready.wait(10)
-
-    async def _run(self) -> None:
-        self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        async with self.server.listen("tcp://127.0.0.1:0") as self.address:
-            self._ready.set()
-            await self._stop.wait()
-
-    def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
-
-
 @pytest.fixture
-def running() -> Iterator[Running]:
+def running() -> Iterator[Running[Store]]:
     made = Running(Store())
     yield made
     made.stop()
 
 
-def eventually(condition: Any, seconds: float = 5.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.005)
-
-
 # ---- calls
 
 
-def test_typed_calls(running: Running) -> None:
+def test_typed_calls(running: Running[Store]) -> None:
     with blocking.connect(running.address, Store) as store:
         assert store.put("k", bytearray(1_000_000)) == 1_000_000
         view = store.get("k", timeout=5.0)
@@ -130,7 +100,7 @@ def test_typed_calls(running: Running) -> None:
     assert len(view) == 1_000_000, "views outlive the client"
 
 
-def test_untyped_calls(running: Running) -> None:
+def test_untyped_calls(running: Running[Store]) -> None:
     with blocking.connect(running.address) as client:
         assert "Store.put" in client.methods
         assert client.state is zcrpc.State.READY
@@ -141,7 +111,7 @@ def test_untyped_calls(running: Running) -> None:
         assert caught.value.details == {"key": "nothing"}
 
 
-def test_a_timeout_cancels_the_handler(running: Running) -> None:
+def test_a_timeout_cancels_the_handler(running: Running[Store]) -> None:
     with blocking.connect(running.address, Store) as store:
         begun = time.monotonic()
         with pytest.raises(zcrpc.DeadlineExceeded):
@@ -150,7 +120,7 @@ def test_a_timeout_cancels_the_handler(running: Running) -> None:
         eventually(lambda: running.service.cancelled == 1)
 
 
-def test_outgoing_options_and_metadata_belong_to_the_thread_that_calls(running: Running) -> None:
+def test_outgoing_options_and_metadata_belong_to_the_thread_that_calls(running: Running[Store]) -> None:
     with blocking.connect(running.address, Store) as store:
         with zcrpc.outgoing(metadata={"tenant": "blue"}) as out:
             assert store.tenant() == "blue"
@@ -158,7 +128,7 @@ def test_outgoing_options_and_metadata_belong_to_the_thread_that_calls(running: 
         assert store.tenant(metadata={"tenant": "green"}) == "green"
 
 
-def test_many_threads_at_once(running: Running) -> None:
+def test_many_threads_at_once(running: Running[Store]) -> None:
     with blocking.connect(running.address, Store) as store, ThreadPoolExecutor(8) as threads:
         lengths = list(threads.map(lambda number: store.put(str(number), bytes(number)), range(400)))
     assert lengths == list(range(400))
@@ -173,7 +143,7 @@ def test_nobody_there_and_nonsense() -> None:
         blocking.connect("tcp://127.0.0.1:1", timeuot=3)  # type: ignore[call-overload]
 
 
-def test_after_close(running: Running) -> None:
+def test_after_close(running: Running[Store]) -> None:
     client = blocking.connect(running.address)
     client.close()
     client.close()
@@ -184,13 +154,13 @@ def test_after_close(running: Running) -> None:
 # ---- streams
 
 
-def test_a_stream_of_results_is_an_iterator(running: Running) -> None:
+def test_a_stream_of_results_is_an_iterator(running: Running[Store]) -> None:
     with blocking.connect(running.address, Store) as store:
         assert list(store.count(2000)) == list(range(2000))
         assert list(store.client.stream("Store.count", 3, returns=int)) == [0, 1, 2]
 
 
-def test_leaving_a_loop_cancels_the_call(running: Running) -> None:
+def test_leaving_a_loop_cancels_the_call(running: Running[Store]) -> None:
     with blocking.connect(running.address, Store) as store:
         for number in store.count(1_000_000_000):
             if number == 10:
@@ -198,7 +168,7 @@ def test_leaving_a_loop_cancels_the_call(running: Running) -> None:
         assert running.service.left.wait(5)
 
 
-def test_closing_an_iterator_cancels_the_call(running: Running) -> None:
+def test_closing_an_iterator_cancels_the_call(running: Running[Store]) -> None:
     with blocking.connect(running.address, Store) as store:
         with store.count(1_000_000_000) as items:
             assert next(items) == 0
@@ -206,7 +176,7 @@ def test_closing_an_iterator_cancels_the_call(running: Running) -> None:
         assert list(items) == []
 
 
-def test_iterables_are_sent(running: Running) -> None:
+def test_iterables_are_sent(running: Running[Store]) -> None:
     with blocking.connect(running.address, Store) as store:
         assert store.total(2, [b"a", b"bc"]) == 6
         assert store.total(2, (bytes(1) for _ in range(500))) == 1000
@@ -215,7 +185,7 @@ def test_iterables_are_sent(running: Running) -> None:
         assert list(store.double(range(300))) == list(range(0, 600, 2))
 
 
-def test_a_generator_may_wait_for_what_comes_back(running: Running) -> None:
+def test_a_generator_may_wait_for_what_comes_back(running: Running[Store]) -> None:
     """A conversation: each item is made of the answer before."""
     with blocking.connect(running.address, Store) as store:
         answers: list[int] = []
@@ -233,7 +203,7 @@ def test_a_generator_may_wait_for_what_comes_back(running: Running) -> None:
         assert answers[-1] == 2**21
 
 
-def test_what_a_generator_raises(running: Running) -> None:
+def test_what_a_generator_raises(running: Running[Store]) -> None:
     def rows() -> Iterator[bytes]:
         yield b"a"
         raise LookupError("the file is gone")
@@ -245,7 +215,7 @@ def test_what_a_generator_raises(running: Running) -> None:
             store.total(1, 5)
 
 
-def test_a_generator_is_closed_when_the_call_is_over_before(running: Running) -> None:
+def test_a_generator_is_closed_when_the_call_is_over_before(running: Running[Store]) -> None:
     closed = threading.Event()
 
     def endless() -> Iterator[int]:
@@ -264,7 +234,7 @@ def test_a_generator_is_closed_when_the_call_is_over_before(running: Running) ->
 # ---- loops, signals, processes
 
 
-def test_it_works_where_another_loop_runs(running: Running) -> None:
+def test_it_works_where_another_loop_runs(running: Running[Store]) -> None:
     """As in a notebook, whose cells run inside a loop."""
 
     async def cell() -> int:
@@ -274,7 +244,7 @@ def test_it_works_where_another_loop_runs(running: Running) -> None:
     assert asyncio.run(cell()) == 3
 
 
-def test_it_does_not_wait_for_itself(running: Running) -> None:
+def test_it_does_not_wait_for_itself(running: Running[Store]) -> None:
     with blocking.connect(running.address, Store) as store:
 
         async def source() -> AsyncIterator[bytes]:
@@ -285,7 +255,7 @@ def test_it_does_not_wait_for_itself(running: Running) -> None:
             store.total(1, source())
 
 
-def test_ctrl_c_cancels_the_call(running: Running) -> None:
+def test_ctrl_c_cancels_the_call(running: Running[Store]) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with blocking.connect(running.address, Store) as store:
@@ -305,7 +275,9 @@ def script(text: str, address: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
-def test_a_script_that_closes_nothing_ends_in_good_order(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_script_that_closes_nothing_ends_in_good_order(
+    running: Running[Store], caplog: pytest.LogCaptureFixture
+) -> None:
     done = script(
         "client = zcrpc.blocking.connect(address)\nprint(client.call('Store.put', 'k', b'abc'))\n"
         "items = client.stream('Store.count', 10**9); next(items)",
@@ -315,7 +287,7 @@ def test_a_script_that_closes_nothing_ends_in_good_order(running: Running, caplo
     eventually(lambda: running.server.stats().connections == 0)
 
 
-def test_a_fork_is_told_and_may_connect_itself(running: Running) -> None:
+def test_a_fork_is_told_and_may_connect_itself(running: Running[Store]) -> None:
     done = script(
         """
 client = zcrpc.blocking.connect(address)
