@@ -486,6 +486,10 @@ class Server:
 
     # ---- life
 
+    @property
+    def is_closed(self) -> bool:
+        return self._closed.is_set()
+
     def stats(self) -> Stats:
         """Counters and gauges. After `close`, those of its end."""
         if self._last is not None:
