@@ -204,6 +204,7 @@ class Reactor:
         while self.unsent:
             unsent, self.unsent = self.unsent, []
             for sender in unsent:
+                sender.dirty = False
                 try:
                     sender.flush()
                 except Exception:

@@ -346,7 +346,7 @@ class ServerConnection(Connection):
             if type(result) is CoroutineType:
                 result = self.start(result, served)
                 if isinstance(result, Suspended):
-                    self._keep(Call(self, stream, served, result), deadline_ms)
+                    self._suspend(stream, served, result, deadline_ms)
                     return
         except (Exception, asyncio.CancelledError) as error:
             self.fail_with(stream, error, served)
@@ -372,7 +372,7 @@ class ServerConnection(Connection):
             self.fail_with(stream, raised, served)
             return
         if isinstance(result, Suspended):
-            self._keep(Call(self, stream, served, result), deadline_ms)
+            self._suspend(stream, served, result, deadline_ms)
         else:
             self.reply(stream, served, result)
 
@@ -573,6 +573,9 @@ class ServerConnection(Connection):
         self.fail(stream, error.status, error.message)
 
     # ---- how calls go on, and end
+
+    def _suspend(self, stream: int, served: Served, suspended: Suspended, deadline_ms: int) -> None:
+        self._keep(Call(self, stream, served, suspended), deadline_ms)
 
     def _keep(self, call: Call, deadline_ms: int) -> None:
         """A call's handler has suspended."""
