@@ -7,6 +7,8 @@ import dataclasses
 import json
 import os
 import pty
+import re
+import shlex
 import signal
 import ssl
 import subprocess
@@ -427,3 +429,26 @@ def test_rates_between_two_snapshots() -> None:
     assert method.p50 == pytest.approx(0.00075)
     idle = rates(snapshot(10, 100, 0, 10, 10), snapshot(11, 100, 0, 10, 10))
     assert (idle.mapped_percent, idle.methods["A.b"].mean, idle.methods["A.b"].p99) == (None, None, None)
+
+
+# ---- the documentation
+
+
+def test_the_documentations_commands() -> None:
+    """Each is run in a shell, against a server of the page's service, and prints what the page says."""
+    page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
+    namespace: dict[str, Any] = {"__name__": "page"}
+    exec(re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0], namespace)
+    running = Running(namespace["Store"]())
+    command = " ".join(map(shlex.quote, ZCRPC))
+    try:
+        for block in re.findall(r"^```console\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
+            for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+                typed, _, printed = part.partition("\n")
+                typed = typed.replace("tcp://127.0.0.1:7000", running.address).replace("zcrpc ", f"{command} ", 1)
+                done = subprocess.run(
+                    ["bash", "-c", typed], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60
+                )
+                assert done.stdout == printed, part
+    finally:
+        running.stop()

@@ -15,7 +15,7 @@ BLOB = random.Random(7).randbytes(1_000_000)
 
 
 class Store(zcrpc.Service):
-    @zcrpc.method
+    @zcrpc.method(idempotent=True)
     async def put(self, value: memoryview) -> int:
         return len(value)
 
