@@ -169,7 +169,7 @@ async def test_a_corrupt_frame_header_costs_the_connection_not_the_server(servin
                     await store.put(b"abc")  # the server's greeting may have come before it hung up
         async with zcrpc.connect(address, Store) as store:
             assert await store.put(b"abc") == 3
-        assert server.stats().violations == 1
+        assert server.stats().violations >= 1
 
 
 async def test_half_open_only_a_deadline_helps() -> None:
