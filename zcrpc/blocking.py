@@ -21,8 +21,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar, Unpack, overload
 
-import uvloop
-
 from zcrpc import client as asynchronous
 from zcrpc.channel import State
 from zcrpc.client import ConnectOptions
@@ -53,6 +51,8 @@ class _Background:
         self._ready.wait()
 
     def _main(self) -> None:
+        import uvloop
+
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._run())
 

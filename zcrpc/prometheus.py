@@ -180,7 +180,7 @@ class Endpoint:
         return port
 
     def close(self) -> None:
-        """Listens no more, and measures no more. To be called in the server's loop, as `start` is."""
+        """Listens no more, and measures no more. Takes up to half a second."""
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
