@@ -30,6 +30,7 @@ from zcrpc.service import Service, plans
 from zcrpc.serving import Handlers, ServerConnection
 from zcrpc.sockets import bind_tcp, bind_unix, watch_over
 from zcrpc.stats import Stats, collect
+from zcrpc.threads import Threads
 from zcrpc.tls import Tunnel
 from zcrpc.wire import CONNECTION_WINDOW, STREAM_WINDOW, Hello, Limits
 
@@ -47,6 +48,8 @@ _CLEANUP_SECONDS: Final = 1.0
 # How long peers may take to read the last replies and close their side. The core itself lets go of those that do not
 # after 1 s.
 _FAREWELL_SECONDS: Final = 1.5
+# Threads for blocking handlers, as concurrent.futures counts them.
+_THREADS: Final = min(32, (os.cpu_count() or 1) + 4)
 
 
 class _Listener:
@@ -157,6 +160,8 @@ class Server:
         None: it is not.
     idle_timeout: seconds without a call after which a connection is closed; its client makes a new one when it needs
         it. None: never.
+    threads: handlers of `@method(blocking=True)` that run at once at most. max_waiting: calls that wait for a thread at
+        most; more is RESOURCE_EXHAUSTED.
     interceptors: functions around every call, the outermost first; see zcrpc/interceptors.py.
     authenticate: gives the identity of a new connection's `Credentials`, or raises `Unauthenticated`; plain or async.
         None and False are refusals too. Without it every connection is taken.
@@ -191,6 +196,8 @@ class Server:
         keepalive: float | None = None,
         keepalive_timeout: float = 20.0,
         idle_timeout: float | None = None,
+        threads: int = _THREADS,
+        max_waiting: int = 1024,
         interceptors: Sequence[Interceptor] = (),
         authenticate: Authenticate | None = None,
     ) -> None:
@@ -200,6 +207,8 @@ class Server:
             ("max_connections", max_connections),
             ("max_calls", max_calls),
             ("max_queued", max_queued),
+            ("threads", threads),
+            ("max_waiting", max_waiting),
         ):
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
@@ -209,7 +218,8 @@ class Server:
             raise ValueError(f"max_metadata={max_metadata}: must not be negative")
         if authenticate is not None and not callable(authenticate):
             raise TypeError(f"authenticate is a function of Credentials, not {authenticate!r}")
-        self.handlers, self.stream_handlers, self.methods = _table(services, check(interceptors))
+        self.threads = Threads(threads, max_waiting)
+        self.handlers, self.stream_handlers, self.methods = _table(services, check(interceptors), self.threads)
         self.authenticate = authenticate
         self.max_calls = max_calls
         self.max_queued = max_queued
@@ -434,7 +444,9 @@ class Server:
             handshakes_failed=self.handshakes_failed,
             queued=self.queued,
             unauthenticated=self.unauthenticated,
-            exhausted=self.exhausted,
+            exhausted={**self.exhausted, "waiting": self.threads.refused},
+            threads=self.threads.running,
+            waiting=self.threads.waiting,
         )
 
     async def close(self, grace: float = 5.0) -> None:
@@ -489,12 +501,13 @@ class Server:
             tunnel.close()
         if self._reactors:
             self.runner.close()
+        self.threads.close()
         self.regions.close()
         self._closed.set()
 
 
 def _table(
-    services: tuple[Service, ...], interceptors: tuple[Interceptor, ...]
+    services: tuple[Service, ...], interceptors: tuple[Interceptor, ...], threads: Threads
 ) -> tuple[Handlers, Handlers, dict[str, int]]:
     """Handlers by number, those of calls with streams apart; and numbers by name. Numbers begin with 1. Where there are
     no interceptors, handlers are called as they are."""
@@ -514,6 +527,8 @@ def _table(
                 raise ValueError(f"two services have a method {plan.name}")
             number = numbers[plan.name] = len(numbers) + 1
             handler = getattr(service, plan.attribute)
+            if plan.blocking:
+                handler = threads.wrap(handler, plan.name)
             if interceptors:
                 handler = Intercepted(interceptors, handler, kind_of(plan))
             (stream_handlers if plan.streams else handlers)[number] = plan, handler
