@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORE := $(shell find native -not -path 'native/tests/*' -not -path 'native/models/*' -type f)
 C_FILES := $(shell find native benchmarks -name '*.[ch]')
 
-.PHONY: demo test lint native-tests sanitize models bench bench-short figures clean
+.PHONY: demo test lint native-tests sanitize torture models bench bench-short figures kernel-ab clean
 
 demo: $(VENV)/installed
 	$(BIN)/zcrpc lab seed --seconds 2 --rounds 3
@@ -33,6 +33,15 @@ sanitize:
 	    ctest --test-dir build/$$kind --output-on-failure || exit 1; \
 	done
 
+# Every strategy for a minute, plain and under ThreadSanitizer: two threads that read, one that writes.
+TORTURE_SECONDS ?= 60
+torture: $(VENV)/installed
+	mkdir -p build
+	$(BIN)/zcrpc lab torture --seconds $(TORTURE_SECONDS) --json build/torture.json
+	cmake -S native -B build/thread -DZCRPC_SANITIZE=thread > /dev/null
+	cmake --build build/thread -j 2 --target torture
+	TSAN_OPTIONS=halt_on_error=1 build/thread/torture $(TORTURE_SECONDS) each 30 2 1
+
 # The protocols: every interleaving of the spin models, every execution of the weak-memory explorer's programs. Needs spin.
 models: $(VENV)/installed
 	$(BIN)/python native/models/run.py
@@ -52,6 +61,10 @@ bench-short: $(VENV)/installed
 
 figures: $(VENV)/installed
 	$(BIN)/python benchmarks/figures.py
+
+# Linux before and after its change to locks of mappings, booted in QEMU: docs/kernel.md. KERNEL_AB has options.
+kernel-ab: $(VENV)/installed
+	PYTHONPATH=benchmarks $(BIN)/python -m kernel_ab $(KERNEL_AB)
 
 clean:
 	rm -rf build $(VENV)

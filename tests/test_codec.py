@@ -256,13 +256,7 @@ def test_named_tuples_sets_subclasses_and_scalars() -> None:
     assert round_trip({b"c" * 600}) == [b"c" * 600]
     assert round_trip(frozenset([1])) == [1]
     assert round_trip([Colour.RED, Level.HIGH, Text("t")]) == ["red", 2, "t"]
-    assert round_trip([np.float64(1.5), np.int32(-3), np.bool_(True), np.uint8(200), np.array(7)]) == [
-        1.5,
-        -3,
-        True,
-        200,
-        7,
-    ]
+    assert round_trip([np.float64(1.5), np.int32(-3), np.bool_(True), np.uint8(200)]) == [1.5, -3, True, 200]
     assert type(round_trip(np.float32(0.5))) is float
 
 
@@ -356,6 +350,7 @@ def test_bombs_are_refused_without_allocating_what_they_claim(header: bytes) -> 
         ([(FROM_BYTES, 5, 1), (FROM_BYTES, 0, 1)], 10),
         ([(FROM_BYTES, 0, 10)] * 2, 10),
         ([(3, 0, 1)], 10),
+        ([(4, 0, 1)], 10),
         ([(-2, 0, 1)], 10),
     ],
 )
@@ -397,4 +392,4 @@ def test_codec_does_not_keep_the_payload() -> None:
 
 
 def test_extension_codes_are_those_of_the_wire() -> None:
-    assert (codec.FROM_BYTES, codec.FROM_BUFFER) == (1, 2)
+    assert (codec.FROM_BYTES, codec.FROM_BUFFER, codec.FROM_ARRAY) == (1, 2, 3)

@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from plugins import changed, run
 
 import zcrpc
 from zcrpc import locks
-from zcrpc.lab import new, seed
-
-CC = os.environ.get("CC", "cc")
-
-
-def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment})
-
-
-def build(source: Path) -> Path:
-    plugin = source.with_suffix(".so")
-    flags = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", f"-I{locks.include_directory()}", "-fPIC", "-shared")
-    done = run(CC, *flags, "-o", plugin, source)
-    assert done.returncode == 0, done.stderr
-    return plugin
-
-
-def changed(directory: Path, name: str, *changes: tuple[str, str]) -> Path:
-    """The example under another name and with something changed, built."""
-    source = new.write(name, directory)[0]
-    text = source.read_text()
-    for old, fresh in changes:
-        assert old in text
-        text = text.replace(old, fresh)
-    source.write_text(text)
-    return build(source)
+from zcrpc.lab import seed
 
 
 def test_strategy_h_is_installed() -> None:
@@ -49,6 +24,7 @@ def test_a_new_lock_builds_and_passes_its_tests(tmp_path: Path) -> None:
     assert (made.returncode, made.stderr) == (0, "")
     directory = tmp_path / "lock-to-test"
     assert f"make -C {directory} test" in made.stdout
+    assert f"ZCRPC_LOCKS={directory}/lock_to_test.so zcrpc lab torture --locks lock-to-test" in made.stdout
     done = run("make", "-C", directory, "test", f"PYTHON={sys.executable}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "5 passed" in done.stdout

@@ -258,9 +258,9 @@ class TakesTimeout(zcrpc.Service):
     def wait(self, timeout: float) -> None: ...
 
 
-class TakesArray(zcrpc.Service):
+class TakesComplex(zcrpc.Service):
     @zcrpc.method
-    def put(self, array: np.ndarray) -> None: ...
+    def put(self, value: complex) -> None: ...
 
 
 class TakesUnknown(zcrpc.Service):
@@ -284,7 +284,7 @@ class Twice(zcrpc.Service):
     ("kind", "says"),
     [
         (TakesTimeout, "'timeout' belongs to the caller"),
-        (TakesArray, "'array'.*ndarray"),
+        (TakesComplex, "'value'.*complex.*register"),
         (TakesUnknown, "Nowhere"),
         (TakesSet, "'value'"),
         (Twice, "more than one method"),

@@ -22,6 +22,7 @@ from zcrpc.backoff import Backoff
 from zcrpc.channel import State
 from zcrpc.client import Client, connect
 from zcrpc.context import Context, Outgoing, context, detached, outgoing
+from zcrpc.conversion import Buffer, register
 from zcrpc.credentials import Credentials, Process
 from zcrpc.errors import (
     Aborted,
@@ -56,6 +57,7 @@ __all__ = [
     "Aborted",
     "AlreadyExists",
     "Backoff",
+    "Buffer",
     "Call",
     "Cancelled",
     "Client",
@@ -92,6 +94,7 @@ __all__ = [
     "locks",
     "method",
     "outgoing",
+    "register",
     "run",
 ]
 

@@ -18,6 +18,7 @@ from zcrpc import metadata
 from zcrpc._native import lib
 from zcrpc.codec import BYTES, VIEWS, HeaderError
 from zcrpc.connection import Connection
+from zcrpc.conversion import Converter
 from zcrpc.errors import (
     DeadlineExceeded,
     Internal,
@@ -31,7 +32,7 @@ from zcrpc.errors import (
 from zcrpc.keepalive import Watch, Watching
 from zcrpc.metadata import NOTHING, Metadata
 from zcrpc.reactor import Reactor
-from zcrpc.service import Converter, Items
+from zcrpc.service import Items
 from zcrpc.streams import Receiver, is_stream, split
 from zcrpc.tls import Tunnel
 from zcrpc.wire import DATA, REQUEST, RESPONSE, STREAM_IN, STREAM_OUT, Hello

@@ -28,8 +28,8 @@ from zcrpc.streams import is_stream
 
 if TYPE_CHECKING:
     from zcrpc.calling import ClientConnection, MetadataReader
+    from zcrpc.conversion import Converter
     from zcrpc.metadata import Metadata
-    from zcrpc.service import Converter
 
 _log = logging.getLogger("zcrpc.client")
 

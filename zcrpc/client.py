@@ -29,6 +29,7 @@ from zcrpc.calibration import Receive
 from zcrpc.calling import ClientConnection
 from zcrpc.channel import Channel, Dial, State
 from zcrpc.context import SCOPE, settle
+from zcrpc.conversion import Converter, converter
 from zcrpc.credentials import Token, check_token
 from zcrpc.dialing import Dialer
 from zcrpc.errors import DeadlineExceeded, ZcrpcError
@@ -39,7 +40,7 @@ from zcrpc.pool import Options, Pool
 from zcrpc.reactor import ReactorOptions
 from zcrpc.resolution import Found, Resolution
 from zcrpc.retries import Retries
-from zcrpc.service import Converter, Items, Plan, Service, converter, items, plans
+from zcrpc.service import Items, Plan, Service, items, plans
 from zcrpc.stats import Stats, collect
 from zcrpc.streaming import InterceptedStream, Stream
 from zcrpc.streams import split
@@ -410,14 +411,14 @@ def _proxy_method(service: type[Service], plan: Plan) -> Callable[..., Any]:
 
 @functools.lru_cache(maxsize=256)
 def _cached_converter(returns: Any) -> Converter | None:
-    return converter(returns)
+    return converter("result", returns)
 
 
 def _converter(returns: Any) -> Converter | None:
     try:
         return _cached_converter(returns)
     except TypeError:
-        return converter(returns)  # not hashable, or wrong: the latter is told again
+        return converter("result", returns)  # not hashable, or wrong: the latter is told again
 
 
 class Connecting(Generic[T]):

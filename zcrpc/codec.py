@@ -1,13 +1,13 @@
 """msgpack headers with out-of-band buffers.
 
 A header is msgpack. Buffers nested anywhere in a value do not travel in it but in the frame's payload, referred to by
-an extension of 16 bytes: offset and length. Extension 1 was `bytes`, extension 2 any other buffer, so that size never
-decides the type that arrives (D8):
+an extension: offset and length. Extension 1 was `bytes`, extension 3 an array, with its description behind the two
+(arrays.py), extension 2 any other buffer. So size never decides the type that arrives (D8):
 
     sent                          arrives without annotation
     bytes < 512                   bytes (inline, as msgpack's own type)
     bytes, larger                 bytes, copied out of the payload
-    memoryview, bytearray, array  memoryview, read-only, over the payload
+    memoryview, bytearray, array  memoryview of bytes, read-only, over the payload
 
 Buffers follow each other in the order in which the header mentions them, each at a multiple of 64 bytes so that arrays
 stay aligned. The decoder insists on the order, hence on disjoint buffers: otherwise a small frame could claim the same
@@ -30,8 +30,11 @@ from typing import Any, Final, TypeAlias
 import msgspec
 from msgspec.msgpack import Ext
 
+from zcrpc import arrays, conversion
+
 FROM_BYTES: Final = 1
 FROM_BUFFER: Final = 2
+FROM_ARRAY: Final = 3
 
 ALIGNMENT: Final = 64
 # Below this a `bytes` costs less inline than by reference: extension and slice are about 0.2 µs, as is a copy of this
@@ -185,7 +188,9 @@ class Codec:
             return {key: self._lift(item) for key, item in value.items()}
         lifter = self._lifters.get(kind)
         if lifter is None:
-            lifter = self._lifters[kind] = self._lifter(value)
+            lifter = self._lifter(value)
+            if lifter is not _unknown:  # it may be registered yet
+                self._lifters[kind] = lifter
         return lifter(value)
 
     def _lifter(self, value: Any) -> Callable[[Any], Any]:
@@ -193,6 +198,9 @@ class Codec:
         kind = type(value)
         if issubclass(kind, (enum.Enum, Ext, msgspec.Raw)):
             return _same
+        encode = conversion.encoder(kind)
+        if encode is not None:
+            return lambda value: self._lift(encode(value))
         if issubclass(kind, msgspec.Struct):
             return self._fields_lifter(kind.__struct_fields__, msgspec.structs.force_setattr)
         if dataclasses.is_dataclass(kind):
@@ -208,13 +216,19 @@ class Codec:
             return lambda value: self._lift(dict(value))
         if issubclass(kind, (list, tuple, Set)):
             return lambda value: self._lift(list(value))
+        if arrays.is_array(kind):
+            return self._lift_array
+        if arrays.is_scalar(kind):
+            return lambda value: self._lift(arrays.scalar(value))
         try:
-            view = memoryview(value)
+            memoryview(value)
         except TypeError:
-            return _same  # msgspec knows it, or says that it does not
-        if view.ndim == 0 and hasattr(value, "item"):
-            return lambda value: self._lift(value.item())  # numpy's scalars
+            return _unknown
         return lambda value: self._reference(FROM_BUFFER, value)
+
+    def _lift_array(self, value: Any) -> Ext:
+        data, description = arrays.pack(value, COPY_BELOW)
+        return self._reference(FROM_ARRAY, data, description)
 
     def _fields_lifter(self, names: tuple[str, ...], assign: Callable[[Any, str, Any], None]) -> Callable[[Any], Any]:
         def lift(value: Any) -> Any:
@@ -230,7 +244,7 @@ class Codec:
 
         return lift
 
-    def _reference(self, code: int, buffer: Any) -> Ext:
+    def _reference(self, code: int, buffer: Any, description: bytes = b"") -> Ext:
         piece = snapshot(buffer)
         length = piece.nbytes if type(piece) is memoryview else len(piece)
         offset = self._length
@@ -239,7 +253,7 @@ class Codec:
             offset += gap
         self._buffers.append(piece)
         self._length = offset + length
-        return Ext(code, _reference.pack(offset, length))
+        return Ext(code, _reference.pack(offset, length) + description)
 
     # ---- in
 
@@ -306,9 +320,9 @@ class Codec:
         return value
 
     def _place(self, code: int, data: memoryview) -> Any:
-        if len(data) != 16:
+        if len(data) != 16 and (code != FROM_ARRAY or len(data) < 16):
             raise HeaderError(f"extension {code} of {len(data)} bytes")
-        offset, length = _reference.unpack(data)
+        offset, length = _reference.unpack_from(data)
         end = offset + length
         if offset < self._end or end > self._length:
             raise HeaderError(
@@ -326,6 +340,10 @@ class Codec:
             return view
         if code == FROM_BUFFER:
             return memoryview(payload) if whole else memoryview(payload)[offset:end]
+        if code == FROM_ARRAY:
+            view = memoryview(payload) if whole else memoryview(payload)[offset:end]
+            arrays.remember(view, bytes(data[16:]))
+            return view
         raise HeaderError(f"unknown extension {code}")
 
 
@@ -342,6 +360,11 @@ def snapshot(buffer: Any) -> bytes | memoryview:
 
 
 def _same(value: Any) -> Any:
+    return value
+
+
+def _unknown(value: Any) -> Any:
+    """msgspec knows it, or says that it does not."""
     return value
 
 

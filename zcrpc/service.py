@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Final, TypeVar, overload
 import msgspec
 
 from zcrpc.codec import BYTES, REMEMBERED, VIEWS, Codec, HeaderError
+from zcrpc.conversion import Converter, converter
 from zcrpc.errors import Internal, InvalidArgument, ZcrpcError
 from zcrpc.wire import STREAM_IN, STREAM_OUT
 
@@ -27,11 +28,6 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Keywords of the caller's side of a call; a parameter of that name could not be given by keyword.
 RESERVED: Final = frozenset({"timeout", "returns", "metadata", "idempotent", "wait_for_ready"})
-# Types that, if they are what arrived, need no conversion. The same is true of no other: an int may be out of an
-# annotation's bounds, but then the annotation is not int; a list's items are another matter.
-_EXACT: Final = frozenset({int, float, str, bool, bytes, memoryview, type(None)})
-# msgpack has bytes of its own: text is not taken for base64.
-_BUFFERS: Final = (bytes, bytearray, memoryview)
 # Annotations of streams.
 _STREAMS: Final = (AsyncIterator, AsyncIterable, AsyncGenerator)
 _MARK: Final = "__zcrpc_method__"
@@ -87,21 +83,6 @@ class Service:
     def __init_subclass__(cls, name: str | None = None, **rest: Any) -> None:
         super().__init_subclass__(**rest)
         cls.__zcrpc_name__ = name or cls.__name__
-
-
-@dataclasses.dataclass(slots=True, frozen=True)
-class Converter:
-    """From what arrived to what an annotation says. `views`: it mentions memoryview; `anything`: it leaves places open,
-    such as Any."""
-
-    annotation: Any
-    exact: type | None
-    views: bool
-    anything: bool
-
-    def convert(self, value: Any) -> Any:
-        """The value as annotated. msgspec.ValidationError says what is wrong and where."""
-        return msgspec.convert(value, self.annotation, builtin_types=_BUFFERS)
 
 
 @dataclasses.dataclass(slots=True, frozen=True)
@@ -375,7 +356,7 @@ def _plan(service: type[Service], attribute: str, wire_name: str) -> Plan:
             continue
         parameter = Parameter(
             declared.name,
-            _converter(f"{name}(): '{declared.name}'", hints.get(declared.name, Any)),
+            converter(f"{name}(): '{declared.name}'", hints.get(declared.name, Any)),
             declared.default is declared.empty and declared.kind not in (declared.VAR_POSITIONAL, declared.VAR_KEYWORD),
         )
         if declared.kind is declared.VAR_POSITIONAL:
@@ -405,7 +386,7 @@ def _plan(service: type[Service], attribute: str, wire_name: str) -> Plan:
         extra=extra,
         # A keyword that must be given makes every positional call an odd one.
         required=1 << 30 if needs_names else sum(parameter.required for parameter in positional),
-        result=None if outgoing else _converter(f"{name}(): its result", hints.get("return", Any)),
+        result=None if outgoing else converter(f"{name}(): its result", hints.get("return", Any)),
         exact=[_Never] if needs_names else [_exact(parameter.converter) for parameter in positional],
         converts=any(parameter.converter is not None for parameter in everything),
         buffers=_mode(views, mixed),
@@ -453,8 +434,8 @@ def _items_parameter(
 def _items(what: str, annotation: Any, error: type[ZcrpcError]) -> Items:
     """How the items of AsyncIterator[T] arrive."""
     item = (*typing.get_args(annotation), Any)[0]
-    one = _converter(f"{what}: its items", item)
-    many = _converter(f"{what}: its items", types.GenericAlias(list, (item,))) if one is not None else None
+    one = converter(f"{what}: its items", item)
+    many = converter(f"{what}: its items", types.GenericAlias(list, (item,))) if one is not None else None
     return Items(what, one, many, _mode(one is not None and one.views, one is None or one.anything), error)
 
 
@@ -469,43 +450,3 @@ class _Never:
 
 def _exact(converter: Converter | None) -> type:
     return _Never if converter is None or converter.exact is None else converter.exact
-
-
-def _converter(what: str, annotation: Any) -> Converter | None:
-    """None if anything goes. TypeError for an annotation that nothing on the wire can satisfy."""
-    if annotation is Any or annotation is object or annotation is inspect.Parameter.empty:
-        return None
-    if annotation is None:
-        annotation = type(None)
-    try:
-        kinds = _kinds(msgspec.inspect.type_info(annotation))
-        msgspec.msgpack.Decoder(annotation)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{what}: cannot arrive as {annotation}: {error}") from error
-    for foreign in (msgspec.inspect.CustomType, msgspec.inspect.ExtType, msgspec.inspect.RawType):
-        if foreign in kinds:
-            raise TypeError(f"{what}: cannot arrive as {annotation}; take memoryview, or a type that msgspec knows")
-    views = msgspec.inspect.MemoryViewType in kinds
-    return Converter(annotation, annotation if annotation in _EXACT else None, views, msgspec.inspect.AnyType in kinds)
-
-
-def converter(annotation: Any) -> Converter | None:
-    """How a result becomes what the caller asked for with `returns=`."""
-    return _converter("result", annotation)
-
-
-def _kinds(info: Any, seen: set[int] | None = None) -> set[type]:
-    """The kinds of msgspec types in a tree of them."""
-    seen = set() if seen is None else seen
-    if id(info) in seen:
-        return set()
-    seen.add(id(info))
-    found = {type(info)}
-    for field in dataclasses.fields(info) if dataclasses.is_dataclass(info) else getattr(info, "__struct_fields__", ()):
-        value = getattr(info, field if isinstance(field, str) else field.name)
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, msgspec.inspect.Field):
-                part = part.type
-            if isinstance(part, msgspec.inspect.Type):
-                found |= _kinds(part, seen)
-    return found

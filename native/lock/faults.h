@@ -3,7 +3,7 @@
  *
  *   1   unlock without release: put, and the map's sequence in write_unlock                   per_region.c
  *   2   range and identity are examined before the reference is held                          per_region.c
- *   3   a change that spans two regions write-locks one of them                               tests/torture.c, a writer
+ *   3   a change that spans two regions write-locks one of them                               lab/torture_writers.c
  *   4   the last reader wakes the writer through a region that is somebody else's by then     per_region.c
  *   5   neither identity nor range is examined                                                per_region.c
  *   6   the reference count has no limit                                                      per_region.c

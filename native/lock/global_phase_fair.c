@@ -115,6 +115,12 @@ void zc_phase_fair_start(struct zc_map *map, uint32_t readers, uint32_t writers)
     atomic_init(&lock->served, writers);
 }
 
+void zc_phase_fair_words(struct zc_map *map, uint32_t *left, uint32_t *served) {
+    lock_type *lock = map->lock;
+    *left = atomic_load_explicit(&lock->left, ZC_RELAXED);
+    *served = atomic_load_explicit(&lock->served, ZC_RELAXED);
+}
+
 #define STRATEGY zc_strategy_global_phase_fair
 #define STRATEGY_NAME "global-phase-fair"
 #define STRATEGY_SUMMARY "one lock around the map in which readers and writers take turns: a reader waits for one writer at most"

@@ -225,6 +225,12 @@ void zc_per_region_6_4_start(struct zc_map *map, uint32_t seq, uint32_t tickets)
     zc_fair_init(&m->lock, tickets);
 }
 
+void zc_per_region_6_4_words(struct zc_map *map, uint32_t *seq, uint32_t *tickets) {
+    struct map_lock *m = map->lock;
+    *seq = atomic_load_explicit(&m->seq, ZC_RELAXED);
+    *tickets = atomic_load_explicit(&m->lock.completions, ZC_RELAXED);
+}
+
 #define TABLE                                                                                                                              \
     .abi = ZC_STRATEGY_ABI, .size = sizeof(struct zc_strategy), .map_size = sizeof(struct map_lock),                                       \
     .region_size = sizeof(struct region_lock), .map_init = per_region_map_init, .map_destroy = per_region_map_destroy,                     \

@@ -18,6 +18,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from zcrpc._native import ffi
+
 T = TypeVar("T")
 
 VERSION: Final = 1
@@ -37,11 +39,15 @@ class Latency:
 
 
 def from_struct(kind: type[T], struct: Any) -> T:
-    """A dataclass from the C struct that has the same field names; nested `Latency` structs included."""
+    """A dataclass from the C struct that has the same field names; nested `Latency` structs and texts included."""
     values = {}
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         value = getattr(struct, field.name)
-        values[field.name] = from_struct(Latency, value) if field.type == "Latency" else value
+        if field.type == "Latency":
+            value = from_struct(Latency, value)
+        elif field.type == "str":
+            value = ffi.string(value).decode()
+        values[field.name] = value
     return kind(**values)
 
 

@@ -183,13 +183,14 @@ def run_round(experiment: Experiment, strategy: str, scenario: Scenario, number:
     )
     with (
         Child("zcrpc.lab.receivers", receivers) as server,
-        lab_load.start(_load(receivers, server.receive(int))) as client,
+        lab_load.start(load_for(receivers, server.receive(int))) as client,
     ):
         result = server.receive(ReceiversResult)
         return _round(experiment, receivers, scenario, number, result, client.receive(LoadResult))
 
 
-def _load(receivers: Receivers, port: int) -> Load:
+def load_for(receivers: Receivers, port: int) -> Load:
+    """The requests that such receivers expect, until they close."""
     return Load(
         port=port,
         payload=receivers.payload,

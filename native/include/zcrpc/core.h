@@ -2,8 +2,10 @@
 #ifndef ZCRPC_CORE_H
 #define ZCRPC_CORE_H
 
+#include "lab/kernel.h"
 #include "lab/lab.h"
 #include "lab/lock_bench.h"
+#include "lab/torture.h"
 #include "lock/registry.h"
 #include "net/reactor.h"
 #include "region/region_map.h"

@@ -27,4 +27,5 @@ def new(name: str, parent: Path) -> None:
         click.echo(path)
     plugin = written[0].with_suffix(".so")
     click.echo(f"\nBuild and test it:  make -C {plugin.parent} test")
+    click.echo(f"Torture it:         {locks.ENVIRONMENT}={plugin} zcrpc lab torture --locks {name}")
     click.echo(f"Run a server on it: {locks.ENVIRONMENT}={plugin} zcrpc lab seed --locks global,{name}")

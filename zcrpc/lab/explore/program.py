@@ -104,6 +104,12 @@ Operation = Load | Store | Update | Fence | Wait | Wake | Enter | Leave
 Thread = Callable[[], Generator[Operation, int, object]]
 
 
+def visit(section: str, *, exclusive: bool) -> Generator[Operation, int, None]:
+    """Comes into a section and goes out again: what a lock is held for."""
+    yield Enter(section, exclusive)
+    yield Leave(section, exclusive)
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
     """Threads, what their words hold before they start, and the sections that they enter."""

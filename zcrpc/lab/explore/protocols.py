@@ -17,7 +17,6 @@ from zcrpc.lab.explore.program import (
     RELEASE,
     SEQ_CST,
     Enter,
-    Leave,
     Load,
     Operation,
     Order,
@@ -27,6 +26,7 @@ from zcrpc.lab.explore.program import (
     Update,
     Wait,
     Wake,
+    visit,
 )
 
 Run = Generator[Operation, int, object]
@@ -114,8 +114,7 @@ def _reader(o: Orders, address: int = 1) -> Thread:
     def run() -> Run:
         if not (yield from _enter(o, address)):
             return "refused"
-        yield Enter("region", exclusive=False)
-        yield Leave("region", exclusive=False)
+        yield from visit("region", exclusive=False)
         yield from _put(o)
         return "entered"
 
@@ -138,8 +137,7 @@ def _per_region_write(o: Orders) -> Program:
     def writer() -> Run:
         yield Store("map.seq", 1, RELAXED)
         yield from _region_write_lock(o, 1)
-        yield Enter("region", exclusive=True)
-        yield Leave("region", exclusive=True)
+        yield from visit("region", exclusive=True)
         yield Store("map.seq", 2, o["write_unlock"])
         return "written"
 
@@ -156,8 +154,7 @@ def _per_region_attach(o: Orders) -> Program:
         yield Store("index", 1, o["index"])
         yield Store("region.seq", 3, RELAXED)
         yield Store("refs", 1, o["attach"])
-        yield Enter("region", exclusive=True)
-        yield Leave("region", exclusive=True)
+        yield from visit("region", exclusive=True)
         yield Store("map.seq", 4, o["write_unlock"])
         return "attached"
 
@@ -185,8 +182,7 @@ def _per_region_detach(o: Orders) -> Program:
     def writer() -> Run:
         yield Store("map.seq", 1, RELAXED)
         yield from _detach(o)
-        yield Enter("region", exclusive=True)
-        yield Leave("region", exclusive=True)
+        yield from visit("region", exclusive=True)
         return "detached"
 
     return Program((writer, _reader(o), _reader(o)), dict(REGION_WORDS), ("region",))
@@ -225,8 +221,7 @@ def _fair(o: Orders) -> Program:
     one that sleeps."""
 
     def writer() -> Run:
-        yield Enter("map", exclusive=True)
-        yield Leave("map", exclusive=True)
+        yield from visit("map", exclusive=True)
         yield Update("completions", lambda word: word + 1, o["complete"])
         if (yield Load("sleepers", o["look for sleepers"])) != 0:
             yield Wake("completions")
@@ -242,8 +237,7 @@ def _fair(o: Orders) -> Program:
                 slept = yield Wait("completions", seen)
                 how = "slept" if slept else how
             yield Update("sleepers", lambda word: word - 1, RELAXED)
-        yield Enter("map", exclusive=False)
-        yield Leave("map", exclusive=False)
+        yield from visit("map", exclusive=False)
         return how
 
     return Program((writer, reader, reader), {"completions": 0, "sleepers": 0}, ("map",))
@@ -254,8 +248,7 @@ def _fair_leave(o: Orders) -> Program:
     update."""
 
     def reader() -> Run:
-        yield Enter("map", exclusive=False)
-        yield Leave("map", exclusive=False)
+        yield from visit("map", exclusive=False)
         yield Update("completions", lambda word: word + 1, o["complete"])
         if (yield Load("sleepers", o["look for sleepers"])) != 0:
             yield Wake("completions")
@@ -263,8 +256,7 @@ def _fair_leave(o: Orders) -> Program:
 
     def writer() -> Run:
         yield Load("completions", o["fast"], until=lambda word: word == 2)
-        yield Enter("map", exclusive=True)
-        yield Leave("map", exclusive=True)
+        yield from visit("map", exclusive=True)
         return "written"
 
     return Program((reader, reader, writer), {"completions": 0, "sleepers": 0}, ("map",))
@@ -291,8 +283,7 @@ def _marked_reader(o: Orders, mark: str, plain: bool, raised: int) -> Thread:
         if (yield Load("flag", o["look at flag"])) == raised:
             yield Store(mark, 0, o["unmark"])
             return "queued"
-        yield Enter("map", exclusive=False)
-        yield Leave("map", exclusive=False)
+        yield from visit("map", exclusive=False)
         yield Store(mark, 0, o["unmark"])
         return "entered"
 
@@ -306,8 +297,7 @@ def _big_reader(o: Orders) -> Program:
         yield Store("flag", 1, o["raise"])
         for mark in ("mark 0", "mark 1"):
             yield Load(mark, o["look at mark"], until=lambda value: value == 0)
-        yield Enter("map", exclusive=True)
-        yield Leave("map", exclusive=True)
+        yield from visit("map", exclusive=True)
         yield Store("flag", 0, o["lower"])
         return "written"
 
@@ -325,8 +315,7 @@ def _bravo(o: Orders) -> Program:
     def writer() -> Run:
         yield Store("flag", 0, o["raise"])
         yield Load("mark 0", o["look at mark"], until=lambda value: value == 0)
-        yield Enter("map", exclusive=True)
-        yield Leave("map", exclusive=True)
+        yield from visit("map", exclusive=True)
         return "written"
 
     plain = o["mark"] is RELEASE
@@ -337,8 +326,7 @@ def _bravo_again(o: Orders) -> Program:
     """A writer leaves, a reader behind it sets the bias, and another reader comes in by that."""
 
     def writer() -> Run:
-        yield Enter("map", exclusive=True)
-        yield Leave("map", exclusive=True)
+        yield from visit("map", exclusive=True)
         yield Update("completions", lambda word: word + 1, SEQ_CST)
         return "written"
 
