@@ -8,15 +8,16 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Generator, Sequence
 from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Final
 
-from zcrpc import calibration, tls
+from zcrpc import calibration, signals, tls
 from zcrpc._native import lib
-from zcrpc.address import Address, parse
+from zcrpc.address import Address
 from zcrpc.calibration import Receive
 from zcrpc.credentials import Authenticate, Caller, peer_process
 from zcrpc.eager import Runner
@@ -28,7 +29,7 @@ from zcrpc.reactor import Reactor, ReactorOptions
 from zcrpc.regions import RegionMap
 from zcrpc.service import Service, plans
 from zcrpc.serving import Handlers, ServerConnection
-from zcrpc.sockets import bind_tcp, bind_unix, watch_over
+from zcrpc.sockets import bind, listening_source, watch_over
 from zcrpc.stats import Stats, collect
 from zcrpc.threads import Threads
 from zcrpc.tls import Tunnel
@@ -56,9 +57,16 @@ class _Listener:
     """One listening socket."""
 
     def __init__(
-        self, server: Server, sock: socket.socket, address: Address, mapping: int, tls: SSLContext | None
+        self,
+        server: Server,
+        sock: socket.socket,
+        address: Address,
+        mapping: int,
+        tls: SSLContext | None,
+        inherited: bool,
     ) -> None:
         self.server = server
+        self.inherited = inherited  # others may listen on the same socket, now or later
         self.tls = tls
         self.sock = sock
         self.address = address
@@ -93,7 +101,7 @@ class _Listener:
         if self.sock.fileno() >= 0:
             self.loop.remove_reader(self.sock.fileno())
             self.sock.close()
-            if self.address.is_unix:
+            if self.address.is_unix and not self.inherited:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.address.path)
 
@@ -102,10 +110,10 @@ class Listening:
     """What `Server.listen` returns: an async context manager that yields the bound address, and can also be awaited for
     it."""
 
-    def __init__(self, server: Server, address: str, backlog: int, tls: SSLContext | None) -> None:
+    def __init__(self, server: Server, address: str | socket.socket, backlog: int, tls: SSLContext | None) -> None:
         self._server = server
         self._tls = tls
-        self._address = parse(address)
+        self._source = listening_source(address)
         self._backlog = backlog
         self._listener: _Listener | None = None
 
@@ -115,7 +123,7 @@ class Listening:
     async def __aenter__(self) -> str:
         if self._listener is not None:
             raise FailedPrecondition("listening already")
-        self._listener = await self._server._open(self._address, self._backlog, self._tls)
+        self._listener = await self._server._open(self._source, self._backlog, self._tls)
         return str(self._listener.address)
 
     async def __aexit__(
@@ -262,6 +270,7 @@ class Server:
         self._tunnels: set[Tunnel] = set()
         self._quiet = asyncio.Event()  # nothing is in flight, and all are gone, when closing
         self._closed = asyncio.Event()
+        self._patience = 0.0  # until when it lasts by the loop's time, when closing
         self._last: Stats | None = None
         self.closing = False
         self.requests = self.errors = self.refused = self.unauthenticated = self.handshakes_failed = 0
@@ -273,8 +282,9 @@ class Server:
 
     # ---- listening
 
-    def listen(self, address: str, *, backlog: int = 1024, ssl: SSLContext | None = None) -> Listening:
-        """Listens on tcp://host:port (port 0: any free one) or unix://path. With `ssl`, a server's SSLContext, by TLS;
+    def listen(self, address: str | socket.socket, *, backlog: int = 1024, ssl: SSLContext | None = None) -> Listening:
+        """Listens on tcp://host:port (port 0: any free one) or unix://path; or on a bound socket that is handed over,
+        itself or as fd://number, which others may listen on as well. With `ssl`, a server's SSLContext, by TLS;
         one whose verify_mode is CERT_REQUIRED asks clients for certificates. What is received is then copied.
 
             async with server.listen("tcp://127.0.0.1:0") as address: ...
@@ -290,31 +300,48 @@ class Server:
         """Returns when the server has been closed."""
         await self._closed.wait()
 
+    async def serve_until_signalled(self, grace: float = 5.0) -> signal.Signals | None:
+        """Serves until SIGTERM or SIGINT, then closes with `grace`; a second one ends the grace. Returns the first, or
+        None if the server was closed by other means. Needs the main thread; what was to handle these signals before
+        does so again afterwards."""
+        closing: list[asyncio.Task[None]] = []
+        caught: list[signal.Signals] = []
+
+        def react(number: signal.Signals) -> None:
+            caught.append(number)
+            _log.info("%s: going away%s", number.name, "" if len(caught) == 1 else " now")
+            closing.append(asyncio.ensure_future(self.close(grace if len(caught) == 1 else 0)))
+
+        with signals.heeded(signals.STOPPING, react):
+            await self.serve_forever()
+            await asyncio.gather(*closing)
+        return caught[0] if caught else None
+
     def hello_for(self, map_from: int) -> Hello:
         """What connections are greeted with that receive by mapping from so many bytes on (0: do not)."""
         return Hello(limits=self._limits, chunk=lib.ZC_CHUNK_BYTES, map_from=map_from, methods=self.methods)
 
-    async def _open(self, address: Address, backlog: int, context: SSLContext | None) -> _Listener:
+    async def _open(self, source: Address | int | socket.socket, backlog: int, context: SSLContext | None) -> _Listener:
         if self.closing:
             raise FailedPrecondition("the server is closed")
         loop = asyncio.get_running_loop()
         if self._loop is not None and self._loop is not loop:
             raise FailedPrecondition("the server belongs to another event loop")
-        map_from = 0
-        if not address.is_unix and context is None:
-            map_from = await calibration.mapped_from(self._receive, self._map_from)
-        sock, bound = bind_unix(address) if address.is_unix else await bind_tcp(address)
+        sock, address = await bind(source)
         try:
+            map_from = 0
+            if not address.is_unix and context is None:
+                map_from = await calibration.mapped_from(self._receive, self._map_from)
             if not address.is_unix:
                 watch_over(sock, self.stall_timeout)
             sock.listen(backlog)
             self._start(loop)
-            listener = _Listener(self, sock, bound, map_from, context)
+            listener = _Listener(self, sock, address, map_from, context, not isinstance(source, Address))
         except BaseException:
             sock.close()
             raise
         self._listeners.append(listener)
-        _log.info("listening on %s", bound)
+        _log.info("listening on %s", address)
         return listener
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -452,11 +479,13 @@ class Server:
     async def close(self, grace: float = 5.0) -> None:
         """Goes away: listens no more, asks for no new calls and refuses them with UNAVAILABLE, lets those in flight
         finish for `grace` seconds, cancels the others, sends what is to be sent, closes the connections. Payloads that
-        somebody holds stay valid."""
+        somebody holds stay valid. Called again with a shorter grace, it shortens it."""
         if self.closing:
+            self._hasten(grace)
             await self._closed.wait()
             return
         self.closing = True
+        self._patience = asyncio.get_running_loop().time() + grace
         for listener in list(self._listeners):
             self._stop_listening(listener)
         for task in self._handshakes:
@@ -466,7 +495,7 @@ class Server:
             connection.send_goaway(Status.UNAVAILABLE, "the server is going away")
         try:
             await asyncio.gather(*self._handshakes, return_exceptions=True)
-            await self._until(lambda: not self.calls, grace)
+            await self._until(lambda: not self.calls)
             for connection in list(self._connections):
                 connection.drop_backlog()
                 for call in list(connection.calls.values()):
@@ -484,14 +513,20 @@ class Server:
         finally:
             self._end()
 
-    async def _until(self, done: Callable[[], bool], seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                while not done():
-                    self._quiet.clear()
+    def _hasten(self, grace: float) -> None:
+        self._patience = min(self._patience, asyncio.get_running_loop().time() + grace)
+        self._quiet.set()
+
+    async def _until(self, done: Callable[[], bool], seconds: float | None = None) -> None:
+        """Waits for so many seconds at most, or for as long as the patience that there is lasts."""
+        loop = asyncio.get_running_loop()
+        if seconds is not None:
+            self._patience = loop.time() + seconds
+        while not done() and loop.time() < self._patience:
+            self._quiet.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._patience):
                     await self._quiet.wait()
-        except TimeoutError:
-            pass
 
     def _end(self) -> None:
         self._last = self.stats()
