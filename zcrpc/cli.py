@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from zcrpc.commands.serve import serve
 from zcrpc.lab.commands import lab
 
 
@@ -15,6 +16,7 @@ def cli() -> None:
     """An RPC library that maps payloads instead of copying them, and a laboratory for the locks behind it."""
 
 
+cli.add_command(serve)
 cli.add_command(lab)
 
 

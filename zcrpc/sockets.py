@@ -82,12 +82,31 @@ def _answers(path: str) -> bool:
     return True
 
 
-async def bind_tcp(address: Address) -> tuple[socket.socket, Address]:
-    """On the first address that the host's name has; OSError if it cannot be had."""
+async def bind_shares(address: Address, count: int) -> tuple[list[socket.socket], Address]:
+    """So many sockets on one TCP address, among which the kernel deals out connections. OSError if it cannot be had, or
+    is somebody else's."""
+    if address.port:  # SO_REUSEPORT would let us share it with whoever has set that too
+        (await bind_tcp(address))[0].close()
+    first, bound = await bind_tcp(address, shared=True)
+    sockets = [first]
+    try:
+        while len(sockets) < count:
+            sockets.append((await bind_tcp(bound, shared=True))[0])
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets, bound
+
+
+async def bind_tcp(address: Address, shared: bool = False) -> tuple[socket.socket, Address]:
+    """On the first address that the host's name has; OSError if it cannot be had. `shared`: with SO_REUSEPORT."""
     family, where = (await resolve(address))[0]
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(where)
         return sock, Address(host=str(where[0]), port=sock.getsockname()[1])
     except BaseException:
