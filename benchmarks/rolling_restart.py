@@ -1,6 +1,6 @@
 """Workers are restarted under load: what do callers notice?
 
-python benchmarks/rolling_restart.py [restarts]     four clients call two workers of `zcrpc serve`, which SIGHUP restarts
+python benchmarks/rolling_restart.py [restarts]     four clients call two workers of `zcrpc serve`, which are restarted
                                                     again and again; exits with status 1 if a call failed
 
 Each client has 8 callers of echoes of 1 KiB, which are not idempotent, one of calls that take 50 ms, and one that reads

@@ -22,6 +22,7 @@ from zcrpc.calibration import Receive
 from zcrpc.credentials import Authenticate, Caller, peer_process
 from zcrpc.eager import Runner
 from zcrpc.errors import FailedPrecondition, Status
+from zcrpc.forking import MESSAGE, remember
 from zcrpc.interceptors import Intercepted, Interceptor, check, kind_of
 from zcrpc.keepalive import Watching
 from zcrpc.metadata import DEFAULT_LIMIT
@@ -273,12 +274,14 @@ class Server:
         self._patience = 0.0  # until when it lasts by the loop's time, when closing
         self._last: Stats | None = None
         self.closing = False
+        self._forked = False
         self.requests = self.errors = self.refused = self.unauthenticated = self.handshakes_failed = 0
         self.exhausted = dict.fromkeys(("in_flight", "calls", "queued", "message", "metadata"), 0)
         self.calls = 0  # handlers that have suspended, in all connections
         self.full = False  # they are as many as there may be
         self.queued = 0  # calls put off, in all connections
         self._refusals = 0
+        remember(self)
 
     # ---- listening
 
@@ -322,6 +325,8 @@ class Server:
         return Hello(limits=self._limits, chunk=lib.ZC_CHUNK_BYTES, map_from=map_from, methods=self.methods)
 
     async def _open(self, source: Address | int | socket.socket, backlog: int, context: SSLContext | None) -> _Listener:
+        if self._forked:
+            raise FailedPrecondition(f"this server {MESSAGE}")
         if self.closing:
             raise FailedPrecondition("the server is closed")
         loop = asyncio.get_running_loop()
@@ -476,10 +481,22 @@ class Server:
             waiting=self.threads.waiting,
         )
 
+    def abandon(self) -> None:
+        """This process was forked from the server's. See `zcrpc.forking`."""
+        self._forked = self.closing = True
+        for listener in self._listeners:
+            listener.sock.close()
+        for each in (self._listeners, self._connections, self._handshakes, self._tunnels, self._reactors):
+            each.clear()
+        self.threads.abandon()
+        self._closed.set()
+
     async def close(self, grace: float = 5.0) -> None:
         """Goes away: listens no more, asks for no new calls and refuses them with UNAVAILABLE, lets those in flight
         finish for `grace` seconds, cancels the others, sends what is to be sent, closes the connections. Payloads that
         somebody holds stay valid. Called again with a shorter grace, it shortens it."""
+        if self._forked:
+            return
         if self.closing:
             self._hasten(grace)
             await self._closed.wait()

@@ -88,6 +88,11 @@ class Threads:
         else:
             waits.set_exception(error)
 
+    def abandon(self) -> None:
+        """This process was forked from theirs: there are none here."""
+        self._executor = None
+        self._unfinished = 0
+
     def close(self) -> None:
         """What waits is not begun; what runs goes on."""
         if self._executor is not None:
