@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORE := $(shell find native -not -path 'native/tests/*' -not -path 'native/models/*' -type f)
 C_FILES := $(shell find native benchmarks -name '*.[ch]')
 
-.PHONY: demo test lint native-tests sanitize torture models bench bench-short figures kernel-ab clean
+.PHONY: demo test lint native-tests sanitize torture models bench bench-short figures report kernel-ab clean
 
 demo: $(VENV)/installed
 	$(BIN)/zcrpc lab seed --seconds 2 --rounds 3
@@ -61,6 +61,27 @@ bench-short: $(VENV)/installed
 
 figures: $(VENV)/installed
 	$(BIN)/python benchmarks/figures.py
+
+# Every experiment with its default settings, and the page that shows them: build/report.html. Results that are there are kept.
+RESULTS := seed bench kernel upload torture conflicts simulate validation
+
+report: $(VENV)/installed $(RESULTS:%=build/results/%.json)
+	$(BIN)/zcrpc lab report $(RESULTS:%=build/results/%.json) --out build/report.html
+
+build/results/upload.json: SETTINGS := --payload 16384,65536,262144,1048576,4194304,16777216 --rounds 3
+build/results/torture.json: SETTINGS := --locks all
+
+build/results/conflicts.json: | $(VENV)/installed native-tests
+	mkdir -p $(@D)
+	$(BIN)/python -m zcrpc.lab.conflicts build/native/test_conflicts $@
+
+build/results/validation.json: | $(VENV)/installed
+	mkdir -p $(@D)
+	$(BIN)/zcrpc lab simulate --validate --json $@
+
+build/results/%.json: | $(VENV)/installed
+	mkdir -p $(@D)
+	$(BIN)/zcrpc lab $* $(SETTINGS) --json $@
 
 # Linux before and after its change to locks of mappings, booted in QEMU: docs/kernel.md. KERNEL_AB has options.
 kernel-ab: $(VENV)/installed

@@ -14,18 +14,20 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import lock_figures
 import soak
 import streams
 from peers import c_floor, uvloop_floor, zcrpc_server
 from rich.console import Console
 from rich.table import Table
 from rounds import alternate, medians
+from targets import Figure, Settings
 
 from zcrpc import wire
 from zcrpc.lab import seed, upload
@@ -35,24 +37,6 @@ from zcrpc.wire import Hello, Limits
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = [4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB]
 IDLE_CONNECTIONS = 1000
-
-
-@dataclass(slots=True, frozen=True)
-class Figure:
-    """One line of the table: what was to be reached, and what was."""
-
-    what: str
-    target: str
-    measured: str
-    reached: bool
-
-
-@dataclass(slots=True, frozen=True)
-class Settings:
-    """How much is measured."""
-
-    rounds: int
-    soak_calls: int
 
 
 def mapped(settings: Settings) -> Iterator[Figure]:
@@ -267,6 +251,9 @@ def long_run(settings: Settings) -> Iterator[Figure]:
 FIGURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "mapped": mapped,
     "locks": locks,
+    "locks-alone": lock_figures.alone,
+    "locks-together": lock_figures.together,
+    "locks-beside-a-writer": lock_figures.beside_a_writer,
     "receiving": receiving,
     "echo": echo,
     "uploads": uploads,

@@ -102,7 +102,16 @@ async def test_server_says_hello_only_to_whom_it_knows(serving: Serving) -> None
         assert (answer.kind, answer.header) == (RESPONSE, ["alice"])
 
 
-@pytest.mark.parametrize("early", [frame(REQUEST, [[]], method=1, stream=1), frame(PING, b"x")])
+@pytest.mark.parametrize(
+    "early",
+    [
+        frame(REQUEST, [[]], method=1, stream=1),
+        frame(REQUEST, [[]], method=1, stream=1, flags=4),
+        frame(REQUEST, [[]], method=1, stream=1, payload_length=1 << 40),
+        frame(PING, b"x"),
+    ],
+    ids=["request", "stream", "too large", "ping"],
+)
 async def test_nothing_is_served_before_authentication(
     serving: Serving, caplog: pytest.LogCaptureFixture, early: bytes
 ) -> None:

@@ -55,6 +55,7 @@ class Wire:
         reactor = self.reactor
         unsent, reactor.unsent = reactor.unsent, []
         for sender in unsent:
+            sender.dirty = False
             sender.flush()
         if not self.frames:
             return False

@@ -227,6 +227,25 @@ def test_stopped_process_is_noticed() -> None:
         process.stdout.close()
 
 
+async def test_nothing_is_sent_before_a_peer_is_authenticated(serving: Serving) -> None:
+    """No ping and no goaway for idleness come before the server's hello."""
+    allowed = asyncio.Event()
+
+    async def check(credentials: zcrpc.Credentials) -> str:
+        await allowed.wait()
+        return "anybody"
+
+    options: Any = {"keepalive": 0.05, "keepalive_timeout": 0.05, "idle_timeout": 0.05}
+    async with serving(Work(), authenticate=check, **options) as (_, address):
+        connecting = asyncio.ensure_future(zcrpc.connect(address, Work).__aenter__())
+        await asyncio.sleep(0.4)
+        assert not connecting.done()
+        allowed.set()
+        work = await connecting
+        assert await work.add(1, 2) == 3
+        await work.close()  # type: ignore[attr-defined]
+
+
 async def test_idle_connection_is_closed_with_a_word(serving: Serving) -> None:
     async with serving(Work(), idle_timeout=0.2) as (server, address), await RawPeer.greeted(address) as peer:
         loop = asyncio.get_running_loop()

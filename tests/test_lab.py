@@ -11,7 +11,7 @@ import pytest
 
 from zcrpc import locks, wire
 from zcrpc.lab import load as lab_load
-from zcrpc.lab import report, seed, upload
+from zcrpc.lab import seed, tables, upload
 from zcrpc.lab.load import Load, LoadResult
 from zcrpc.lab.processes import Child, ChildFailed
 from zcrpc.lab.receivers import Receivers
@@ -81,7 +81,7 @@ class TestSeed:
         assert waited["per-region"] < 50 < waited["global"]
 
     def test_the_table_has_a_column_for_each(self, rounds: list[seed.Round]) -> None:
-        table = report.table(rounds)
+        table = tables.table(rounds)
         headers = [str(column.header) for column in table.columns]
         assert headers == [
             "",
@@ -90,11 +90,11 @@ class TestSeed:
             "writer-storm\nglobal",
             "writer-storm\nper-region",
         ]
-        assert report.conclusion(rounds).startswith("Readers only, on ")
+        assert tables.conclusion(rounds).startswith("Readers only, on ")
 
     def test_a_single_round_can_be_reported(self, rounds: list[seed.Round]) -> None:
-        assert report.table(rounds[:1]).row_count > 10
-        assert "global" in report.conclusion(rounds[:1])
+        assert tables.table(rounds[:1]).row_count > 10
+        assert "global" in tables.conclusion(rounds[:1])
 
     @pytest.mark.parametrize("receive", ["copy", "copy-pages"])
     def test_copying_maps_nothing(self, experiment: seed.Experiment, receive: str) -> None:
@@ -159,7 +159,7 @@ class TestReport:
         ],
     )
     def test_numbers_are_short(self, value: float, text: str) -> None:
-        assert report.short(value) == text
+        assert tables.short(value) == text
 
 
 class TestLoad:
@@ -247,7 +247,7 @@ class TestUpload:
         if receive == "copy":
             assert found.mapped_percent == 0
             assert found.fallbacks["policy"] == found.uploads
-        assert report.upload_table([found]).row_count == 1
+        assert tables.upload_table([found]).row_count == 1
 
     def test_page_sum(self) -> None:
         payload = bytes([7]) * 4096 + bytes([8]) * 4096 + bytes([9])

@@ -210,6 +210,12 @@ async def test_idle_channel_connects_when_it_is_called(serving: Serving) -> None
             assert client.stats().requests == 2
 
 
+async def test_ping_connects(serving: Serving) -> None:
+    async with serving(Work()) as (_, address), zcrpc.connect(address, idle_timeout=0.05) as client:
+        await until(lambda: client.state is zcrpc.State.IDLE)
+        assert await client.ping(timeout=5) > 0
+
+
 async def test_going_away_for_idleness_is_not_answered_by_connecting(serving: Serving) -> None:
     async with serving(Work(), idle_timeout=0.05) as (server, address):
         async with zcrpc.connect(address, Work) as work:

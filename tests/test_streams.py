@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import uvloop
 from conftest import Serving, until
@@ -434,6 +435,34 @@ async def test_what_cannot_be_sent_is_said(serving: Serving) -> None:
 
 
 _default: Any = None
+
+
+async def test_arrays_are_items_like_others(serving: Serving) -> None:
+    class Frames(zcrpc.Service):
+        @zcrpc.method
+        async def halves(self, frames: AsyncIterator[np.ndarray]) -> AsyncIterator[np.ndarray]:
+            async for frame in frames:
+                assert not frame.flags.owndata
+                yield frame / 2
+
+    async def produce() -> AsyncIterator[np.ndarray]:
+        frame = np.zeros((100, size), np.float32)
+        for number in range(10):
+            frame[:] = number
+            yield frame
+
+    async with serving(Frames()) as (_, address), zcrpc.connect(address, Frames) as frames:
+        for size in (1, 10, 100, 10_000):
+            number = 0
+            async for half in frames.halves(produce()):
+                assert type(half) is np.ndarray
+                assert half.shape == (100, size)
+                assert (half == number / 2).all()
+                number += 1
+            assert number == 10
+        with pytest.raises(zcrpc.InvalidArgument, match="'frames': item 0: Expected `ndarray`"):
+            await anext(frames.halves(numbers(1)))  # type: ignore[call-overload]
+        del half
 
 
 def test_signatures_that_cannot_be_served() -> None:

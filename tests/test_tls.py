@@ -123,6 +123,46 @@ async def test_the_server_is_told_of_no_certificate_where_none_was_asked_for(aut
             assert connection.caller.certificate is None
 
 
+async def test_certificate_among_the_credentials(authority: trustme.CA) -> None:
+    def check(credentials: zcrpc.Credentials) -> str:
+        assert credentials.certificate is not None
+        names = dict(credentials.certificate["subjectAltName"])
+        if names["email"] != "alice@example.org":
+            raise zcrpc.Unauthenticated("only alice")
+        return "alice"
+
+    class Who(zcrpc.Service):
+        @zcrpc.method
+        def am_i(self) -> str:
+            return str(zcrpc.context().identity)
+
+    context = server_context(authority)
+    context.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(context)
+    server = zcrpc.Server(Who(), authenticate=check)
+    async with server.listen("tcp://127.0.0.1:0", ssl=context) as address:
+        alice, bob = client_context(authority), client_context(authority)
+        authority.issue_cert("alice@example.org").configure_cert(alice)
+        authority.issue_cert("bob@example.org").configure_cert(bob)
+        async with zcrpc.connect(address, Who, ssl=alice) as who:
+            assert await who.am_i() == "alice"
+        with pytest.raises(zcrpc.Unauthenticated, match="only alice"):
+            await zcrpc.connect(address, ssl=bob)
+        assert server.stats().unauthenticated == 1
+
+
+def test_on_uvloop(authority: trustme.CA) -> None:
+    async def main() -> None:
+        async with serving(server_context(authority)) as (_, address, _service):
+            async with zcrpc.connect(address, Store, ssl=client_context(authority)) as store:
+                blocks = [os.urandom(n * 300_000) for n in range(1, 12)]
+                echoes = await asyncio.gather(*(store.echo(memoryview(block)) for block in blocks))
+                assert [bytes(echo) for echo in echoes] == blocks
+                del echoes
+
+    zcrpc.run(main())
+
+
 # ---- those who are refused
 
 

@@ -50,6 +50,7 @@ from zcrpc.retries import Retries
 from zcrpc.server import Server
 from zcrpc.service import Service, method
 from zcrpc.stats import Stats
+from zcrpc.streaming import Stream
 
 __version__ = "0.1.0"
 
@@ -83,6 +84,7 @@ __all__ = [
     "State",
     "Stats",
     "Status",
+    "Stream",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",

@@ -249,7 +249,7 @@ class Client:
         """Seconds to the server's reactor and back."""
         try:
             async with asyncio.timeout(timeout):
-                return await self._connection.ping()
+                return await (await self._channel.connected(None, None)).ping()
         except TimeoutError:
             raise DeadlineExceeded("no pong in time") from None
 

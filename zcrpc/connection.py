@@ -196,13 +196,9 @@ class Connection:
                 f"{what}: buffers of {length} bytes are more than the {limits.payload} that the peer takes"
             )
 
-    def send_flagged(self, kind: int, stream: int, status: int, message: str) -> None:
-        """An ERROR or GOAWAY with FLAG_UNPROCESSED."""
-        self.send(kind, stream, status, 0, _encode([_shorten(message)]), flags=FLAG_UNPROCESSED)
-
     def send_refusal(self, stream: int, status: int, message: str) -> None:
         """Ends a call that no handler has seen, and says so."""
-        self.send_flagged(ERROR, stream, status, message)
+        self.send(ERROR, stream, status, 0, _encode([_shorten(message)]), flags=FLAG_UNPROCESSED)
 
     def send_error(
         self, stream: int, status: int, message: str, details: Any = None, metadata: msgspec.Raw | None = None
@@ -247,11 +243,13 @@ class Connection:
         """Asks for a pong with the same header."""
         self.send(PING, 0, header=header)
 
-    def send_goaway(self, status: Status, message: str) -> None:
-        """Asks for no more calls. A peer that knows nothing of this side yet is told no more than it must."""
+    def send_goaway(self, status: Status, message: str, *, answered: bool = False) -> None:
+        """Asks for no more calls. A peer that knows nothing of this side yet is told no more than it must. `answered`:
+        all calls that were begun are, and this is the last frame."""
         if not self.introduced:
             self.introduce(dataclasses.replace(self.own, methods={}))
-        self.send(GOAWAY, 0, status, 0, _encode([_shorten(message)]))
+        flags = FLAG_UNPROCESSED if answered else 0
+        self.send(GOAWAY, 0, status, 0, _encode([_shorten(message)]), flags=flags)
 
     def disconnect(self, why: str) -> None:
         """Closes the connection after what is queued has been sent."""
@@ -277,7 +275,8 @@ class Connection:
     # ---- watched: see keepalive.py
 
     def silence(self) -> float:
-        return self.reactor.silence(self.number)
+        # Before the own hello nothing may be sent, and the peer has nothing to answer.
+        return self.reactor.silence(self.number) if self.introduced else 0.0
 
     def probe(self) -> None:
         self.send_ping(_PROBE)

@@ -199,15 +199,20 @@ class Reactor:
 
     def flush(self) -> None:
         """Sends what waits in `unsent` and `pieces`."""
+        if self.unsent:
+            self._flush_senders()
+        self.submit()
+
+    def _flush_senders(self) -> None:
         while self.unsent:
             unsent, self.unsent = self.unsent, []
             for sender in unsent:
+                sender.dirty = False
                 try:
                     sender.flush()
                 except Exception:
                     _log.exception("%s: items could not be sent; the connection is closed", sender)
                     sender.streams.connection.abort()
-        self.submit()
 
     def submit(self) -> None:
         """Submits what waits in `pieces`."""
@@ -227,7 +232,9 @@ class Reactor:
     def _submit_soon(self) -> None:
         self.submits = False
         if self._handle is not None:
-            self.flush()
+            if self.unsent:
+                self._flush_senders()
+            self.submit()
 
     # ---- in
 
@@ -331,7 +338,9 @@ class Reactor:
         finally:
             self.submits = scheduled
             if self._handle is not None:
-                self.flush()
+                if self.unsent:
+                    self._flush_senders()
+                self.submit()
 
     def _dispatch_other(
         self, connection: Connection, kind: int, flags: int, stream: int, method: int, header: bytes

@@ -44,7 +44,6 @@ from zcrpc.tls import Tunnel
 from zcrpc.wire import (
     DATA,
     FRAME,
-    GOAWAY,
     RECORD_FRAME,
     REQUEST,
     RESPONSE,
@@ -388,13 +387,13 @@ class ServerConnection(Connection):
         receiver: Receiver | None = None,
     ) -> bool:
         """Refuses a call that is not to be served, and puts off one that is not to be served now."""
-        server = self.server
+        server, streams = self.server, self.streams
         limit = server.max_in_flight
         if (
             not stream
             or stream in self.calls
             or stream in self.backlog
-            or (receiver is None and self._receives(stream))
+            or (streams is not None and receiver is None and stream in streams.receivers)
         ):
             self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
         elif self.ended is not None:
@@ -546,9 +545,6 @@ class ServerConnection(Connection):
             return streams.receive(stream)
         return None
 
-    def _receives(self, stream: int) -> bool:
-        return self.streams is not None and stream in self.streams.receivers
-
     def _no_handler(self, method: int) -> ZcrpcError:
         """What is wrong with a request: there is no such method, or it is of another kind."""
         for handlers in (self.handlers, self.server.stream_handlers):
@@ -582,6 +578,7 @@ class ServerConnection(Connection):
         self._keep(Call(self, stream, served, suspended), deadline_ms)
 
     def _keep(self, call: Call, deadline_ms: int) -> None:
+        """A call's handler has suspended."""
         stream, suspended = call.stream, call.suspended
         suspended.then(call.finish)
         self.calls[stream] = call
@@ -721,12 +718,12 @@ class ServerConnection(Connection):
     def _farewell(self) -> None:
         if self.ended is None:
             why = self.parting or "closed"
-            self.send_flagged(GOAWAY, 0, self.leave_status, why)
+            self.send_goaway(self.leave_status, why, answered=True)
             self.disconnect(why)
 
     def take_calls(self) -> bool:
         used, self.used = self.used, False
-        return used or bool(self.running or self.calls or self.backlog or self.pins)
+        return used or not self.introduced or bool(self.running or self.calls or self.backlog or self.pins)
 
     def unused(self, seconds: float) -> None:
         self.part(f"no call for {seconds:g} s", Status.OK)

@@ -225,7 +225,6 @@ class Sender:
         "_buffers",
         "_codec",
         "_count",
-        "_dirty",
         "_header",
         "_late",
         "_length",
@@ -235,6 +234,7 @@ class Sender:
         "_waiter",
         "closed",
         "credit",
+        "dirty",
         "ended",
         "name",
         "stream",
@@ -257,7 +257,7 @@ class Sender:
         self._length = 0
         self._count = 0
         self._late: list[Any] = []  # an item that did not go into the batch
-        self._dirty = False  # the reactor will flush us
+        self.dirty = False  # the reactor will flush us
         self._pinned = False
         self._turns = 0
         self._waiter: asyncio.Future[None] | None = None
@@ -321,8 +321,8 @@ class Sender:
         if len(header) > self._limits.header or self._length > self._limits.payload:
             return self._too_much(item, mark, pieces, before)
         self._count += 1
-        if not self._dirty:
-            self._dirty = True
+        if not self.dirty:
+            self.dirty = True
             reactor = self.streams.connection.reactor
             reactor.unsent.append(self)
             if not reactor.submits:
@@ -342,7 +342,6 @@ class Sender:
 
     def flush(self) -> bool:
         """Sends the batch, if it may be sent. True if nothing waits any more."""
-        self._dirty = False
         count = self._count
         if not count:
             return True
@@ -365,7 +364,7 @@ class Sender:
 
     def _clear(self) -> None:
         self._header = bytearray(_EMPTY)
-        if self._length:
+        if self._buffers:
             self._buffers = []
             self._length = 0
         self._count = 0

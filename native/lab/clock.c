@@ -1,12 +1,41 @@
 #include "lab/clock.h"
 
-double zc_lab_cycles_per_second(void) {
-    double started = zc_lab_seconds(CLOCK_MONOTONIC), now;
-    uint64_t cycles = zc_cycles();
-    do
-        now = zc_lab_seconds(CLOCK_MONOTONIC);
-    while (now - started < 0.02);
-    return (double)(zc_cycles() - cycles) / (now - started);
+#include <errno.h>
+
+#define READINGS 8 /* of both clocks, of which the one counts that nothing came between */
+
+struct instant {
+    double seconds;
+    uint64_t cycles;
+};
+
+static struct instant read_both(void) {
+    struct instant best = {0};
+    uint64_t least = UINT64_MAX;
+    for (int i = 0; i < READINGS; i++) {
+        uint64_t before = zc_cycles();
+        double seconds = zc_lab_seconds(CLOCK_MONOTONIC);
+        uint64_t after = zc_cycles();
+        if (after - before < least) {
+            least = after - before;
+            best = (struct instant){.seconds = seconds, .cycles = before + (after - before) / 2};
+        }
+    }
+    return best;
+}
+
+double zc_lab_cycles_per_second(double takes) {
+    struct instant from = read_both();
+    while (zc_lab_seconds(CLOCK_MONOTONIC) - from.seconds < takes)
+        ;
+    struct instant to = read_both();
+    return (double)(to.cycles - from.cycles) / (to.seconds - from.seconds);
+}
+
+void zc_lab_sleep(double seconds) {
+    struct timespec left = {.tv_sec = (time_t)seconds, .tv_nsec = (long)((seconds - (double)(time_t)seconds) * 1e9)};
+    while (nanosleep(&left, &left) < 0 && errno == EINTR)
+        ;
 }
 
 void zc_lab_latency(const struct zc_histogram *cycles, double cycles_per_second, struct zc_latency *out) {

@@ -136,12 +136,6 @@ static void set_phase(struct kernel *kernel, enum kernel_phase phase) {
     atomic_store_explicit(&kernel->phase, phase, memory_order_release);
 }
 
-static void sleep_for(double seconds) {
-    struct timespec left = {.tv_sec = (time_t)seconds, .tv_nsec = (long)((seconds - (double)(time_t)seconds) * 1e9)};
-    while (nanosleep(&left, &left) < 0 && errno == EINTR)
-        ;
-}
-
 static int start_threads(struct kernel *kernel) {
     int failed = 0;
     for (uint32_t i = 0; i < kernel->options->receivers && failed == 0; i++) {
@@ -225,18 +219,18 @@ static void count(struct kernel *kernel, struct zc_mmap_lock_trace *trace, struc
 static int run_threads(struct kernel *kernel, struct zc_mmap_lock_trace *trace, struct zc_kernel_result *result) {
     int failed = start_threads(kernel);
     if (failed == 0) {
-        sleep_for(kernel->options->warm_up_seconds);
+        zc_lab_sleep(kernel->options->warm_up_seconds);
         park(kernel, KERNEL_PARKED, 0);
         count(kernel, trace, result);
         set_phase(kernel, KERNEL_MEASURE);
-        sleep_for(kernel->options->seconds);
+        zc_lab_sleep(kernel->options->seconds);
     }
     int ended = join_threads(kernel);
     return failed ? failed : ended;
 }
 
 static void add_up(const struct kernel *kernel, struct zc_kernel_result *result, struct zc_histogram *latency) {
-    double per_second = zc_lab_cycles_per_second();
+    double per_second = zc_lab_cycles_per_second(ZC_LAB_CALIBRATION);
     for (uint32_t i = 0; i < kernel->options->receivers; i++) {
         const struct kernel_receiver *receiver = &kernel->receivers[i];
         zc_histogram_merge(latency, &receiver->latency);

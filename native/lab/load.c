@@ -234,7 +234,7 @@ static int warm_up(struct load *load) {
 
 static int measure(struct load *load) {
     struct zc_load_result *result = &load->result;
-    double cycles_per_second = zc_lab_cycles_per_second();
+    double cycles_per_second = zc_lab_cycles_per_second(ZC_LAB_CALIBRATION);
     clockid_t server = CLOCK_MONOTONIC;
     if (load->options->server_pid != 0 && clock_getcpuclockid((pid_t)load->options->server_pid, &server) != 0)
         return -ESRCH;

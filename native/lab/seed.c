@@ -91,7 +91,7 @@ int zc_seed_open(const struct zc_seed_options *options, struct zc_seed **out) {
     seed->options = *options;
     seed->options.strategy = NULL; /* the caller's string */
     seed->listener = -1;
-    seed->cycles_per_second = zc_lab_cycles_per_second();
+    seed->cycles_per_second = zc_lab_cycles_per_second(ZC_LAB_CALIBRATION);
     seed->receivers = calloc(options->threads, sizeof *seed->receivers);
     int opened = seed->receivers ? open_parts(seed, strategy) : -ENOMEM;
     if (opened < 0) {
@@ -142,12 +142,6 @@ static int accept_all(struct zc_seed *seed) {
     return 0;
 }
 
-static void sleep_for(double seconds) {
-    struct timespec left = {.tv_sec = (time_t)seconds, .tv_nsec = (long)((seconds - (double)(time_t)seconds) * 1e9)};
-    while (nanosleep(&left, &left) < 0 && errno == EINTR)
-        ;
-}
-
 static int run_threads(struct zc_seed *seed, struct zc_map_stats *after) {
     uint32_t started = 0;
     int failed = 0;
@@ -158,10 +152,10 @@ static int run_threads(struct zc_seed *seed, struct zc_map_stats *after) {
         seed->writer.running = failed == 0;
     }
     if (failed == 0) {
-        sleep_for(seed->options.warm_up_seconds);
+        zc_lab_sleep(seed->options.warm_up_seconds);
         zc_map_stats(seed->map, &seed->before);
         atomic_store_explicit(&seed->phase, SEED_MEASURE, memory_order_release);
-        sleep_for(seed->options.seconds);
+        zc_lab_sleep(seed->options.seconds);
         zc_map_stats(seed->map, after);
     }
     atomic_store_explicit(&seed->phase, SEED_STOP, memory_order_release);

@@ -320,7 +320,7 @@ int zc_torture_run(const struct zc_torture_options *options, struct zc_torture_r
     handle(SIGBUS);
     *result = (struct zc_torture_result){0};
     struct tally tally = {.result = result};
-    double us = 1e6 / zc_lab_cycles_per_second();
+    double us = 1e6 / zc_lab_cycles_per_second(ZC_LAB_CALIBRATION);
     int error = run_rounds(options, strategy, workers, &tally);
     free(workers);
     result->operations = result->read_locks + result->misses + result->looks;

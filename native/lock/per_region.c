@@ -74,27 +74,34 @@ static uint32_t writer_seq(struct zc_per_region_map *m) {
 
 /* ---- readers ---- */
 
-static void put(struct zc_region *region) {
-    struct zc_per_region_lock *r = lock_of(region);
-    uint32_t left = atomic_fetch_sub_explicit(&r->refs, 1, ZC_FAULT(1) ? ZC_RELAXED : ZC_RELEASE) - 1;
-    ZC_ASSERT((left & ~EXCLUDE) < READERS_LIMIT);
-    if (left != EXCLUDE && left != EXCLUDE + 1) /* nobody but perhaps the attachment itself */
-        return;
+/* What readers seldom do is in functions of its own, so that the rest needs no stack: what is pushed has to leave the store buffer before a
+ * locked instruction is done. */
+#define SELDOM __attribute__((noinline, cold)) static
+#define INLINED __attribute__((always_inline)) static inline
+
+SELDOM void wake_writer(struct zc_region *region) {
     zc_preempted_here();
     if (ZC_FAULT(4)) { /* the kernel's waiter sleeps on a word of the map, which has to be found first */
         struct zc_per_region_map *m = atomic_load_explicit(&region->map, ZC_RELAXED)->lock;
         zc_futex_wake(&m->seq, FUTEX_BITSET_MATCH_ANY);
     }
-    zc_futex_wake(&r->refs, FUTEX_BITSET_MATCH_ANY); /* the region may be anything by now: only its address is used */
+    zc_futex_wake(&lock_of(region)->refs, FUTEX_BITSET_MATCH_ANY); /* the region may be anything by now: only its address is used */
 }
 
-enum attempt { ENTERED, GONE, REFUSED };
+static inline void put(struct zc_region *region) {
+    uint32_t left = atomic_fetch_sub_explicit(&lock_of(region)->refs, 1, ZC_FAULT(1) ? ZC_RELAXED : ZC_RELEASE) - 1;
+    ZC_ASSERT((left & ~EXCLUDE) < READERS_LIMIT);
+    if (left == EXCLUDE || left == EXCLUDE + 1) /* nobody but perhaps the attachment itself */
+        wake_writer(region);
+}
 
-static bool is_there(struct zc_map *map, struct zc_region *region, uintptr_t address) {
+enum attempt { ENTERED, GONE, REFUSED, TO_PUT }; /* TO_PUT: refused, with a reference that is to be put */
+
+INLINED bool is_there(struct zc_map *map, struct zc_region *region, uintptr_t address) {
     return atomic_load_explicit(&region->map, ZC_RELAXED) == map && zc_region_contains(region, address);
 }
 
-static enum attempt try_enter(struct zc_map *map, struct zc_region *region, uintptr_t address) {
+static inline enum attempt try_enter(struct zc_map *map, struct zc_region *region, uintptr_t address) {
     struct zc_per_region_map *m = map->lock;
     struct zc_per_region_lock *r = lock_of(region);
     if (atomic_load_explicit(&r->seq, ZC_RELAXED) == atomic_load_explicit(&m->seq, ZC_RELAXED))
@@ -109,15 +116,9 @@ static enum attempt try_enter(struct zc_map *map, struct zc_region *region, uint
         if (refs >= READERS_LIMIT && !(ZC_FAULT(6) && refs < EXCLUDE)) /* bit 30 is above it */
             return REFUSED;
     } while (!atomic_compare_exchange_weak_explicit(&r->refs, &refs, refs + 1, ZC_ACQUIRE, ZC_RELAXED));
-    if (atomic_load_explicit(&m->seq, ZC_ACQUIRE) != atomic_load_explicit(&r->seq, ZC_RELAXED) &&
-        (ZC_FAULT(2) || ZC_FAULT(5) || is_there(map, region, address)))
-        return ENTERED;
-    if (ZC_FAULT(9)) { /* as if falling back first and putting then */
-        zc_fair_read_lock(&m->lock);
-        zc_fair_read_unlock(&m->lock);
-    }
-    put(region);
-    return REFUSED;
+    bool may = atomic_load_explicit(&m->seq, ZC_ACQUIRE) != atomic_load_explicit(&r->seq, ZC_RELAXED) &&
+               (ZC_FAULT(2) || ZC_FAULT(5) || is_there(map, region, address));
+    return may ? ENTERED : TO_PUT;
 }
 
 /* With the map lock held in read mode, so that no writer is in the map: the region's lock instead of it, unless its count is at the limit. */
@@ -133,7 +134,7 @@ static enum how convert(struct zc_per_region_map *m, struct zc_region *region) {
     return REGION_LOCKED;
 }
 
-static int fall_back(struct zc_map *map, struct zc_actor *self, uintptr_t address, struct zc_guard *guard, bool converts) {
+SELDOM int fall_back(struct zc_map *map, struct zc_actor *self, uintptr_t address, struct zc_guard *guard, bool converts) {
     struct zc_per_region_map *m = map->lock;
     struct zc_region *region = zc_find_under(&m->lock, map, self, address);
     if (region == NULL)
@@ -143,30 +144,49 @@ static int fall_back(struct zc_map *map, struct zc_actor *self, uintptr_t addres
     return 0;
 }
 
-static inline int read_lock(struct zc_map *map, struct zc_actor *self, uintptr_t address, struct zc_guard *guard, bool converts) {
-    for (int lookup = 0; lookup < LOOKUPS; lookup++) {
-        struct zc_region *region = zc_map_find(map, address);
-        if (region == NULL)
-            break;
-        enum attempt attempt = try_enter(map, region, address);
-        if (attempt == ENTERED) {
-            zc_count(&self->counters.read_locks);
-            *guard = (struct zc_guard){.region = region, .mode = REGION_LOCKED};
-            return 0;
-        }
-        if (attempt == REFUSED)
-            break;
-        zc_count(&self->counters.retries);
+SELDOM int put_and_fall_back(struct zc_map *map, struct zc_actor *self, uintptr_t address, struct zc_guard *guard, struct zc_region *region,
+                             bool converts) {
+    struct zc_per_region_map *m = map->lock;
+    if (ZC_FAULT(9)) { /* as if falling back first and putting then */
+        zc_fair_read_lock(&m->lock);
+        zc_fair_read_unlock(&m->lock);
     }
+    put(region);
     return fall_back(map, self, address, guard, converts);
 }
 
+INLINED int read_lock(struct zc_map *map, struct zc_actor *self, uintptr_t address, struct zc_guard *guard, bool converts, int lookup);
+
+/* The region that the index had was gone. */
+SELDOM int look_up_again(struct zc_map *map, struct zc_actor *self, uintptr_t address, struct zc_guard *guard, bool converts, int lookup) {
+    zc_count(&self->counters.retries);
+    if (lookup == LOOKUPS)
+        return fall_back(map, self, address, guard, converts);
+    return read_lock(map, self, address, guard, converts, lookup + 1);
+}
+
+INLINED int read_lock(struct zc_map *map, struct zc_actor *self, uintptr_t address, struct zc_guard *guard, bool converts, int lookup) {
+    struct zc_region *region = zc_map_find(map, address);
+    switch (region != NULL ? try_enter(map, region, address) : REFUSED) {
+    case ENTERED:
+        zc_count(&self->counters.read_locks);
+        *guard = (struct zc_guard){.region = region, .mode = REGION_LOCKED};
+        return 0;
+    case GONE:
+        return look_up_again(map, self, address, guard, converts, lookup);
+    case TO_PUT:
+        return put_and_fall_back(map, self, address, guard, region, converts);
+    default:
+        return fall_back(map, self, address, guard, converts);
+    }
+}
+
 int zc_per_region_read_lock(struct zc_map *map, struct zc_actor *self, uintptr_t address, struct zc_guard *guard) {
-    return read_lock(map, self, address, guard, false);
+    return read_lock(map, self, address, guard, false, 1);
 }
 
 static int converting_read_lock(struct zc_map *map, struct zc_actor *self, uintptr_t address, struct zc_guard *guard) {
-    return read_lock(map, self, address, guard, true);
+    return read_lock(map, self, address, guard, true, 1);
 }
 
 void zc_per_region_read_unlock(struct zc_map *map, struct zc_actor *self, struct zc_guard *guard) {

@@ -2,34 +2,36 @@
  * that others see. For a hold, and so for a receive, it is "per-region". What Linux 6.14 added to the per-VMA locks (mmap_lock_speculate_*),
  * with a sequence in each region instead of the map's, so that a writer elsewhere disturbs nobody.
  *
- *   region.changes   even: attached; odd: detached. Grows with every write lock, attach and detach; never goes back, whichever map it is in
- *   region.stamp     map.seq of the section that last changed it: being changed ⇔ stamp == map.seq, map.seq odd
- *   map.seq          odd while the map is write-locked; this and all else is per_region.h's
+ *   region.changes   even: attached and not being changed; odd: being changed, or detached. Only grows, whichever map the region is in
+ *   map.changed      the regions that the section has made odd and its end makes even
+ *   all else is per_region.h's
  *
- *   peek     region = index[address];  c = region.changes, odd → refuse;  region.stamp == map.seq → refuse;
+ *   peek     region = index[address];  c = region.changes, odd → refuse;
  *            region.map is another map's, or address outside [start, end) → refuse
  *   confirm  region.changes == c: everything read of the region since peek belongs together
  *   refused, or not confirmed: look again, or read_lock
  *
- *   region_write_lock  per-region's; stamp = map.seq; changes += 2
- *   attach             stamp = map.seq; changes += 1 (even); per-region's
- *   detach             stamp = map.seq; changes += 1 (odd); per-region's
+ *   region_write_lock  per-region's; changes += 1 (odd), once in a section; into map.changed
+ *   attach             (odd since it was made or detached) into map.changed; per-region's
+ *   detach             out of map.changed if it is there, else changes += 1 (odd); per-region's
+ *   write_unlock       changes += 1 (even) for all of map.changed; per-region's
  *
  * Why a receive needs the hold. What is read can be thrown away if it turns out to be old; what was written cannot. A receive that was only
  * looked up could go into a region that is detached by now and is somebody else's. So read_lock is a real hold, with every guarantee of
  * strategy.h, and it is all that the server uses; peek is for those who read: the laboratory, and look-ups.
  *
- * Invariants. A writer changes `changes` before anything else of the region, and detached regions are odd until they are described again,
- * so fields that do not belong together are never confirmed. "Being changed" may be false, after a wrap: that costs a hold. 2^31 changes of
- * a region within one peek would go unnoticed.
+ * Invariants. A region is odd from before the first change of it in a section until after the last, and while it is detached, so fields that
+ * do not belong together are never confirmed. map.changed and a region's place in it belong to whoever has the map write-locked; a region
+ * that is on no map is in no list. 2^31 changes of a region within one peek would go unnoticed.
  *
- * Memory orders. A seqlock without fences. Fields are stored with release after `changes`, and loaded with acquire before confirm loads
- * `changes`: who saw a new field sees the new count. peek loads `changes` with acquire, so it sees the stamp stored before it; and map.seq
- * with acquire, against the release in write_unlock: who finds the region unlocked sees what was changed. Whoever reads more of the region or
- * what it guards between the two uses acquire loads, and its writers release stores.
+ * Memory orders. A seqlock without fences. Fields are stored with release after the odd count, and loaded with acquire before confirm loads
+ * `changes`: who saw a new field sees that the count moved. The even count is stored with release, and peek loads it with acquire: who finds
+ * the region unlocked sees what was changed. Whoever reads more of the region or what it guards between the two uses acquire loads, and its
+ * writers release stores.
  *
- * Cost. Readers store nothing shared: lines stay in every cache until a writer comes. Stamp and count have a line of their own, apart from
- * the references of those that hold.
+ * Cost. Readers store nothing shared, and load nothing that is written for another region's sake: not even the map's sequence, which a busy
+ * writer takes out of every cache. The price is the writer's: ending a section takes a store for each region that it changed. The count has a
+ * line of its own, apart from the references of those that hold.
  */
 #include <errno.h>
 
@@ -40,15 +42,16 @@
 struct region_lock {
     struct zc_per_region_lock hold;
     alignas(ZC_CACHE_LINE) _Atomic uint32_t changes;
-    _Atomic uint32_t stamp;
+    struct region_lock *next, **link; /* in map.changed: who follows, and what points here; NULL where it is in no list */
+};
+
+struct map_lock {
+    struct zc_per_region_map hold;
+    struct region_lock *changed;
 };
 
 static inline struct region_lock *lock_of(struct zc_region *region) {
     return zc_region_lock(region);
-}
-
-static inline _Atomic uint32_t *map_seq(struct zc_map *map) {
-    return &((struct zc_per_region_map *)map->lock)->seq;
 }
 
 /* ---- readers that only look ---- */
@@ -64,9 +67,7 @@ static int speculative_peek(struct zc_map *map, uintptr_t address, struct zc_gua
         return -EAGAIN;
     struct region_lock *r = lock_of(region);
     uint32_t changes = atomic_load_explicit(&r->changes, ZC_ACQUIRE);
-    if (changes % 2 != 0 || atomic_load_explicit(&r->stamp, ZC_RELAXED) == atomic_load_explicit(map_seq(map), ZC_ACQUIRE))
-        return -EAGAIN;
-    if (!is_inside(map, region, address))
+    if (changes % 2 != 0 || !is_inside(map, region, address))
         return -EAGAIN;
     *guard = (struct zc_guard){.region = region, .mode = changes};
     return 0;
@@ -79,25 +80,63 @@ static int speculative_confirm(struct zc_map *map, const struct zc_guard *guard)
 
 /* ---- writers ---- */
 
-static void change(struct zc_map *map, struct region_lock *r, uint32_t by) {
-    atomic_store_explicit(&r->stamp, atomic_load_explicit(map_seq(map), ZC_RELAXED), ZC_RELAXED);
-    atomic_fetch_add_explicit(&r->changes, by, ZC_RELEASE);
+static void count(struct region_lock *r, memory_order order) {
+    atomic_store_explicit(&r->changes, atomic_load_explicit(&r->changes, ZC_RELAXED) + 1, order); /* the only writer of this region */
+}
+
+static bool is_odd(struct region_lock *r) {
+    return atomic_load_explicit(&r->changes, ZC_RELAXED) % 2 != 0;
+}
+
+static void note(struct zc_map *map, struct region_lock *r) {
+    struct map_lock *m = map->lock;
+    ZC_ASSERT(is_odd(r) && r->link == NULL);
+    r->next = m->changed;
+    r->link = &m->changed;
+    if (r->next != NULL)
+        r->next->link = &r->next;
+    m->changed = r;
+}
+
+static void forget(struct region_lock *r) {
+    if (r->next != NULL)
+        r->next->link = r->link;
+    *r->link = r->next;
+    r->link = NULL;
 }
 
 static void speculative_region_write_lock(struct zc_map *map, struct zc_actor *self, struct zc_region *region) {
+    struct region_lock *r = lock_of(region);
     zc_per_region_region_write_lock(map, self, region);
-    change(map, lock_of(region), 2);
+    if (r->link != NULL)
+        return;
+    count(r, ZC_RELAXED);
+    note(map, r);
 }
 
 static void speculative_attach(struct zc_map *map, struct zc_actor *self, struct zc_region *region) {
-    ZC_ASSERT(atomic_load_explicit(&lock_of(region)->changes, ZC_RELAXED) % 2 == 1);
-    change(map, lock_of(region), 1);
+    note(map, lock_of(region));
     zc_per_region_attach(map, self, region);
 }
 
 static void speculative_detach(struct zc_map *map, struct zc_actor *self, struct zc_region *region) {
-    change(map, lock_of(region), 1);
+    struct region_lock *r = lock_of(region);
+    if (r->link != NULL)
+        forget(r);
+    else
+        count(r, ZC_RELAXED);
     zc_per_region_detach(map, self, region);
+}
+
+static void speculative_write_unlock(struct zc_map *map, struct zc_actor *self) {
+    struct map_lock *m = map->lock;
+    while (m->changed != NULL) {
+        struct region_lock *r = m->changed;
+        forget(r);
+        count(r, ZC_RELEASE);
+        ZC_ASSERT(!is_odd(r));
+    }
+    zc_per_region_write_unlock(map, self);
 }
 
 static void speculative_region_init(struct zc_map *map, struct zc_region *region) {
@@ -110,7 +149,7 @@ const struct zc_strategy zc_strategy_speculative = {
     .size = sizeof(struct zc_strategy),
     .name = "speculative",
     .summary = "per-region for those that hold; those that only look store nothing, and look again if a region lock was taken meanwhile",
-    .map_size = sizeof(struct zc_per_region_map),
+    .map_size = sizeof(struct map_lock),
     .region_size = sizeof(struct region_lock),
     .map_init = zc_per_region_map_init,
     .map_destroy = zc_per_region_map_destroy,
@@ -119,7 +158,7 @@ const struct zc_strategy zc_strategy_speculative = {
     .read_unlock = zc_per_region_read_unlock,
     .write_lock = zc_per_region_write_lock,
     .region_write_lock = speculative_region_write_lock,
-    .write_unlock = zc_per_region_write_unlock,
+    .write_unlock = speculative_write_unlock,
     .attach = speculative_attach,
     .detach = speculative_detach,
     .peek = speculative_peek,

@@ -2,8 +2,8 @@
  * left out here, and with them the draining of readers: nothing that a writer waits for.
  *
  *   here                           there
- *   changes[], stamp[]             region_lock.changes, modulo 8 instead of 2^32, and region_lock.stamp
- *   seq[]                          the map's sequence, modulo 4
+ *   changes[]                      region_lock.changes, modulo 8 instead of 2^32
+ *   changed[]                      whether the region is in map_lock.changed
  *   peek, confirm                  speculative_peek, speculative_confirm: a step for each load
  *   first[], second[]              what a reader reads of a region between the two, which a writer changes one after the other
  *   region_map.inc, region_writer.inc  the map around it and its writers
@@ -13,21 +13,23 @@
  * Properties: what was confirmed belongs together, and is of the region that has the address in the map; no deadlock.
  * size: READERS=1
  * size: READERS=2 MAPS=1 ADDRESSES=1
- * reach: confirmed odd stamped elsewhere unconfirmed wrap moved
+ * reach: confirmed odd elsewhere unconfirmed wrap moved
  * fault ABA: as many changes as the count can tell apart, within one peek
- * fault NO_STAMP: a region that is being changed is not refused
+ * fault NO_REFUSAL: a region that is being changed is not refused
  * fault NO_CONFIRM: what was read is believed
  * fault LATE_COUNT: a writer counts after it changed
+ * fault EARLY: a region is even again before it was changed
+ * fault FORGOTTEN: detaching leaves a region in the list of the section that made it odd
  */
 #define CONTENT
 #include "region_map.inc"
 
-#define NEXT(word) ((word + 1) & 3)
 #define MODULUS 8
 #define ROOM(reader, by) (!peeking[reader] || passed[reader] + by < MODULUS)
 
 byte changes[STRUCTS] = 1;
 byte first[STRUCTS], second[STRUCTS];
+bool changed[STRUCTS];
 bool peeking[READERS];
 byte passed[READERS];
 
@@ -47,15 +49,10 @@ active [READERS] proctype reader() {
         :: else
         fi;
         d_step { c = changes[r]; peeking[_pid] = true };
+#ifndef FAULT_NO_REFUSAL
         if
         :: d_step { c & 1 -> c_code { reach("odd"); } }; goto done
         :: !(c & 1)
-        fi;
-#ifndef FAULT_NO_STAMP
-        one = stamp[r];
-        if
-        :: d_step { one == seq[m] -> c_code { reach("stamped"); } }; goto done
-        :: d_step { one != seq[m] -> one = 0 }
         fi;
 #endif
         if
@@ -102,45 +99,53 @@ inline count(r, by) {
 }
 
 inline region_write_lock(r) {
-    stamp[r] = seq[m];
 #ifndef FAULT_LATE_COUNT
-    count(r, 2);
+    count(r, 1);
 #endif
+#ifdef FAULT_EARLY
+    count(r, 1);
     locked[r] = true
+#else
+    d_step { changed[r] = true; locked[r] = true }
+#endif
 }
 
 inline change_content(r) {
     first[r] = (first[r] + 1) & 3;
     second[r] = (second[r] + 1) & 3;
 #ifdef FAULT_LATE_COUNT
-    count(r, 2)
+    count(r, 1)
 #else
     skip
 #endif
 }
 
 inline attach(r) {
-    stamp[r] = seq[m];
-    assert(changes[r] & 1);
-    count(r, 1);
-    locked[r] = true
+    d_step { assert(changes[r] & 1); changed[r] = true; locked[r] = true }
 }
 
+/* Always after region_write_lock, so it is odd already. */
 inline detach(r) {
-    stamp[r] = seq[m];
+#ifdef FAULT_EARLY
     count(r, 1)
+#elif defined(FAULT_FORGOTTEN)
+    skip
+#else
+    changed[r] = false
+#endif
 }
 
 inline write_lock() {
-    map_write_lock(m);
-    seq[m] = NEXT(seq[m])
+    map_write_lock(m)
 }
 
+/* Who changes the region that was found; no other is in the list. */
 inline write_unlock() {
-    d_step {
-        unlock_regions();
-        seq[m] = NEXT(seq[m])
-    };
+    d_step { unlock_regions() };
+    if
+    :: d_step { r != NOWHERE && changed[r] -> changed[r] = false }; count(r, 1)
+    :: else
+    fi;
     map_write_unlock(m)
 }
 

@@ -81,20 +81,35 @@ static const struct expected {
     {"range", 4, 4},
 };
 
-int main(void) {
-    printf("shared cache lines per find + lock + unlock: regions of their own, one region\n");
+/* A row for people, or one for `zcrpc.lab.conflicts`; names need no escapes. */
+static void say(bool json, const char *name, const char *way, double disjoint, double hot) {
+    static bool more;
+    if (json)
+        printf("%s{\"strategy\": \"%s\", \"way\": \"%s\", \"disjoint_lines\": %.1f, \"hot_lines\": %.1f}", more ? ",\n" : "[", name, way,
+               disjoint, hot);
+    else
+        printf("%-24s %-8s %.1f %.1f\n", name, way, disjoint, hot);
+    more = true;
+}
+
+int main(int argc, char **argv) {
+    bool json = argc > 1 && strcmp(argv[1], "--json") == 0;
+    if (!json)
+        printf("shared cache lines per find + lock + unlock: regions of their own, one region\n");
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         const struct zc_strategy *strategy = zc_strategy_find(table[i].name);
         CHECK(strategy != NULL);
         double disjoint = conflicts(strategy, hold, false), hot = conflicts(strategy, hold, true);
-        printf("%-24s %.1f %.1f\n", table[i].name, disjoint, hot);
+        say(json, table[i].name, "holding", disjoint, hot);
         CHECK(disjoint == table[i].disjoint);
         CHECK(hot == table[i].hot);
     }
     double disjoint = conflicts(&zc_strategy_speculative, look, false), hot = conflicts(&zc_strategy_speculative, look, true);
-    printf("%-24s %.1f %.1f\n", "speculative, looking", disjoint, hot);
+    say(json, "speculative", "looking", disjoint, hot);
     CHECK(disjoint == 0);
     CHECK(hot == 0);
     CHECK(conflicts(&zc_strategy_none, hold, true) == 0);
+    if (json)
+        printf("]\n");
     return 0;
 }

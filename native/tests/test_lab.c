@@ -53,6 +53,22 @@ static void histogram_has_edges(void) {
     CHECK(zc_histogram_percentile(&histogram, 1) == histogram.max);
 }
 
+/* HdrHistogram's countsArrayIndex, with 128 sub-buckets and units of 1. */
+static uint32_t hdr_index(uint64_t value) {
+    uint32_t bucket = 64u - (uint32_t)__builtin_clzll(value | 127) - 7, sub_bucket = (uint32_t)(value >> bucket);
+    return ((bucket + 1) << 6) + (sub_bucket - 64);
+}
+
+static void buckets_are_those_of_hdr_histogram(void) {
+    uint64_t state = 88172645463325252ull;
+    for (uint64_t value = 0; value < 100000; value++)
+        CHECK(zc_histogram_bucket(value) == hdr_index(value));
+    for (int i = 0; i < 100000; i++) {
+        state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+        CHECK(zc_histogram_bucket(state >> (16 + i % 47)) == hdr_index(state >> (16 + i % 47)));
+    }
+}
+
 /* ---- probe */
 
 static void preempted_samples_are_left_out(void) {
@@ -216,6 +232,7 @@ static void seed_refuses(void) {
 int main(void) {
     RUN(percentiles_are_within_a_step);
     RUN(histogram_has_edges);
+    RUN(buckets_are_those_of_hdr_histogram);
     RUN(preempted_samples_are_left_out);
     RUN(load_tells_right_from_wrong);
     RUN(seed_refuses);

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from zcrpc.lab.kernel import KERNEL, Round
-from zcrpc.lab.report import short
+from zcrpc.lab.tables import short
 
 _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("mmap\nlocks", "acquisitions_per_receive", lambda value: f"{value:.3f}"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -119,7 +120,10 @@ def write(path: Path, kind: str, rows: Sequence[object], settings: Mapping[str, 
 def read(path: Path) -> Results:
     """Reads a results file. Raises `UnreadableResults`."""
     try:
-        if path.stat().st_size > LARGEST_FILE:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # a device need not have an end
+            raise UnreadableResults(f"{path} is no file")
+        if status.st_size > LARGEST_FILE:
             raise UnreadableResults(f"{path} is larger than {LARGEST_FILE >> 20} MiB")
         return _decode(path, path.read_bytes())
     except OSError as error:
@@ -129,7 +133,7 @@ def read(path: Path) -> Results:
 def _decode(path: Path, content: bytes) -> Results:
     try:
         head = msgspec.json.decode(content)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableResults(f"{path} is not whole JSON: {error}") from None
     if not isinstance(head, dict) or "zcrpc_results" not in head:
         raise UnreadableResults(f"{path} is no results file of zcrpc")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import zcrpc
 from zcrpc.calibration import Receive
@@ -28,6 +28,17 @@ class Upload:
     mapped_percent: float
     fallbacks: dict[str, int]  # reason → payloads
     wrong: int  # answers that do not fit what was sent
+    round: int = 0
+
+
+def run_all(
+    ways: Sequence[Receive], sizes: Sequence[int], seconds: float, rounds: int, *, warm_up: float = 0.3
+) -> Iterator[Upload]:
+    """Every way with every size, `seconds` each over all rounds; every second round goes backwards. Raises as `run`."""
+    matrix = [(way, size) for size in sizes for way in ways]
+    for number in range(rounds):
+        for way, size in matrix if number % 2 == 0 else matrix[::-1]:
+            yield replace(run(way, size, seconds / rounds, warm_up=warm_up), round=number)
 
 
 def run(receive: Receive, payload_bytes: int = 16 << 20, seconds: float = 2.0, *, warm_up: float = 0.3) -> Upload:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from zcrpc.lab import report
+from zcrpc.lab import tables
 from zcrpc.lab.commands.common import collect, json_option, lock_names
 from zcrpc.lab.seed import Experiment, run
 
@@ -53,8 +53,8 @@ def seed(json_path: Path | None, locks: str, rounds: int | None, **settings: Any
     )
     if done:
         console = Console()
-        console.print(report.table(done))
-        console.print(report.conclusion(done))
+        console.print(tables.table(done))
+        console.print(tables.conclusion(done))
     sys.exit(status)
 
 

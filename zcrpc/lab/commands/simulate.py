@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from zcrpc.lab.commands.common import FILE, json_option, names, refuse_unwritable, save, write
-from zcrpc.lab.report import short
 from zcrpc.lab.simulate import document, machine, prediction, programs, published, topology
 from zcrpc.lab.simulate.prediction import LOAD, Prediction
 from zcrpc.lab.simulate.published import Check
 from zcrpc.lab.simulate.topology import Topology
 from zcrpc.lab.simulate.workload import B_BACK_TO_BACK
+from zcrpc.lab.tables import short
 
 MOST_CORES = 256
 

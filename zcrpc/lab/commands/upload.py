@@ -10,34 +10,45 @@ import click
 from rich.console import Console
 
 from zcrpc.calibration import Receive
-from zcrpc.lab import report
+from zcrpc.lab import tables
 from zcrpc.lab import upload as uploads
 from zcrpc.lab.commands.common import collect, json_option, names
 
 
 @click.command()
-@click.option("--payload", default=16 << 20, show_default=True, help="Bytes in each upload.")
-@click.option("--seconds", default=2.0, show_default=True, help="Measured for each way of receiving.")
+@click.option("--payload", default=str(16 << 20), show_default=True, help="Bytes in each upload; sizes with commas.")
+@click.option("--seconds", default=2.0, show_default=True, help="Measured for each way and size, over all rounds.")
+@click.option("--rounds", default=1, show_default=True, help="Rounds in which ways and sizes alternate.")
 @click.option(
     "--receive", default="zerocopy,copy,auto", show_default=True, help="Ways of receiving, separated by commas."
 )
 @json_option
-def upload(payload: int, seconds: float, receive: str, json_path: Path | None) -> None:
+def upload(payload: str, seconds: float, rounds: int, receive: str, json_path: Path | None) -> None:
     """Upload to a real server from a real client, both in Python: how fast, and how much of it was mapped?"""
-    ways = _ways(receive)
-    if not 1 <= payload <= 256 << 20 or not 0 < seconds <= 3600:
-        raise click.UsageError("payload must be 1 byte to 256 MiB, seconds more than 0 and at most 3600")
+    ways, sizes = _ways(receive), _sizes(payload)
+    if not 0 < seconds <= 3600 or not 1 <= rounds <= 1000:
+        raise click.UsageError("seconds must be more than 0 and at most 3600, rounds 1 to 1000")
     done, status = collect(
-        (uploads.run(way, payload, seconds) for way in ways),
-        total=len(ways),
-        describe=lambda each: f"{each.receive}: {each.gigabytes_per_second:.2f} GB/s",
+        uploads.run_all(ways, sizes, seconds, rounds),
+        total=len(ways) * len(sizes) * rounds,
+        describe=lambda each: f"{each.receive}, {each.payload_bytes:,} bytes: {each.gigabytes_per_second:.2f} GB/s",
         kind="upload",
         json_path=json_path,
-        settings={"payload": payload, "seconds": seconds, "receive": ways},
+        settings={"payload": sizes, "seconds": seconds, "rounds": rounds, "receive": ways},
     )
     if done:
-        Console().print(report.upload_table(done))
+        Console().print(tables.upload_table(done))
     sys.exit(status)
+
+
+def _sizes(payload: str) -> list[int]:
+    try:
+        sizes = [int(size) for size in names(payload)]
+    except ValueError:
+        sizes = []
+    if not sizes or not all(1 <= size <= 256 << 20 for size in sizes):
+        raise click.UsageError(f"payload must be 1 byte to 256 MiB, or several sizes with commas, not {payload}")
+    return sizes
 
 
 def _ways(receive: str) -> list[Receive]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from zcrpc.lab.report import short
 from zcrpc.lab.simulate import machine, published
 from zcrpc.lab.simulate.prediction import LOAD, Prediction
 from zcrpc.lab.simulate.published import SWEPT, Check, Ranking
 from zcrpc.lab.simulate.topology import Topology
+from zcrpc.lab.tables import short
 
 _HEAD = """# Prediction: locks on more cores than are at hand
 

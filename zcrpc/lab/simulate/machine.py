@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 from statistics import median
-from typing import Any
 
-from zcrpc._native import check, ffi, lib
+from zcrpc.lab import lock_bench
 from zcrpc.lab.simulate.published import Check, judge
 from zcrpc.lab.simulate.topology import Level, Topology
 from zcrpc.lab.simulate.workload import Workload, simulate
@@ -34,8 +33,8 @@ def measure() -> list[Check]:
     together: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
         for native, _program, hot, series in CASES:
-            alone.setdefault(native, []).append(_bench(native, readers=1, hot=0))
-            together.setdefault(series, []).append(_bench(native, readers=2, hot=int(hot)))
+            alone.setdefault(native, []).append(_bench(native, threads=1, hot=False))
+            together.setdefault(series, []).append(_bench(native, threads=2, hot=hot))
     transfer = calibrate(median(alone["global"]), median(together[CASES[0][3]]))
     checks = []
     for native, program, hot, series in CASES:
@@ -73,11 +72,7 @@ def calibrate(alone_ns: float, together_ns: float) -> float:
     return (low + high) / 2
 
 
-def _bench(strategy: str, *, readers: int, hot: int) -> float:
+def _bench(strategy: str, *, threads: int, hot: bool) -> float:
     """ns per operation, all threads together."""
-    name = ffi.new("char[]", strategy.encode())
-    settings: dict[str, Any] = {"strategy": name, "readers": readers, "hot": hot, "seconds": SECONDS}
-    options = ffi.new("struct zc_lock_bench_options *", settings)
-    result = ffi.new("struct zc_lock_bench_result *")
-    check(lib.zc_lock_bench(options, result), f"timing {strategy}")
-    return 1e9 / float(result.reads_per_second)
+    workload = lock_bench.Workload(strategy=strategy, threads=threads, hot=hot, seconds=SECONDS)
+    return 1e9 / lock_bench.measure(workload).operations_per_second

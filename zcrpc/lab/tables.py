@@ -129,18 +129,34 @@ def _us(value: float) -> str:
 
 
 def upload_table(uploads: Sequence[Upload]) -> Table:
-    """Ways of receiving side by side."""
-    result = Table(title=f"uploads of {uploads[0].payload_bytes:,} bytes, Python client and server", box=SIMPLE_HEAD)
-    for heading in ("receive", "GB/s", "mapped %", "server CPU s/GB", "client CPU s/GB", "not mapped, because"):
+    """Ways of receiving side by side, for each size; medians over the rounds."""
+    sizes = list(dict.fromkeys(each.payload_bytes for each in uploads))
+    what = f"{sizes[0]:,} bytes" if len(sizes) == 1 else f"{len(sizes)} sizes"
+    result = Table(title=f"uploads of {what}, Python client and server", box=SIMPLE_HEAD)
+    headings = ("bytes", "receive", "GB/s", "mapped %", "server CPU s/GB", "client CPU s/GB", "not mapped, because")
+    for heading in headings[len(sizes) == 1 :]:
         result.add_column(heading, justify="left" if heading in ("receive", "not mapped, because") else "right")
-    for each in uploads:
-        why = ", ".join(f"{reason} × {count:,}" for reason, count in each.fallbacks.items() if count)
-        result.add_row(
-            each.receive,
-            f"{each.gigabytes_per_second:.2f}",
-            f"{each.mapped_percent:.2f}",
-            f"{each.server_cpu_seconds_per_gigabyte:.3f}",
-            f"{each.client_cpu_seconds_per_gigabyte:.3f}",
-            why + (f" · {each.wrong} wrong answers" if each.wrong else ""),
-        )
+    for size in sizes:
+        for way in dict.fromkeys(each.receive for each in uploads):
+            same = [each for each in uploads if (each.payload_bytes, each.receive) == (size, way)]
+            if same:
+                result.add_row(*([f"{size:,}", *_upload_cells(same)][len(sizes) == 1 :]))
+        result.add_section()
     return result
+
+
+def _upload_cells(rounds: Sequence[Upload]) -> list[str]:
+    reasons: dict[str, int] = {}
+    for each in rounds:
+        for reason, count in each.fallbacks.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    wrong = sum(each.wrong for each in rounds)
+    why = ", ".join(f"{reason} × {count:,}" for reason, count in reasons.items() if count)
+    return [
+        rounds[0].receive,
+        f"{median(each.gigabytes_per_second for each in rounds):.2f}",
+        f"{median(each.mapped_percent for each in rounds):.2f}",
+        f"{median(each.server_cpu_seconds_per_gigabyte for each in rounds):.3f}",
+        f"{median(each.client_cpu_seconds_per_gigabyte for each in rounds):.3f}",
+        why + (f" · {wrong} wrong answers" if wrong else ""),
+    ]
