@@ -380,6 +380,32 @@ async def test_a_worker_that_keeps_dying_is_started_ever_later(tmp_path: Path) -
     assert delays[:3] == ["0.1 s", "0.2 s", "0.4 s"]
 
 
+async def test_nobody_waits_for_a_worker_that_keeps_dying(tmp_path: Path) -> None:
+    with Served(tmp_path, "app:Store", "--workers", "2") as served:
+        address = served.address()
+        before = await pids_of(address, 2)
+        (tmp_path / "app.py").write_text("import os; os._exit(7)")
+        victim = min(before)
+        os.kill(victim, signal.SIGKILL)
+        await served.says("ended with status 7 before it was ready")
+        for _ in range(20):  # one in a million that all of them go to the other by chance
+            async with zcrpc.connect(address, timeout=2) as client:
+                assert {await client.call("Store.pid")} == before - {victim}
+        (tmp_path / "app.py").write_text(APP)
+        after = await pids_of(address, 2)
+        assert after & before == before - {victim}
+
+
+async def test_tells_systemd_when_it_serves(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(tmp_path / "notify"))
+        notified.settimeout(20)
+        environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with Served(tmp_path, "app:Store", "--workers", "2", env=environment) as served:
+            assert await asyncio.to_thread(notified.recv, 100) == b"READY=1"
+            assert len(await pids_of(served.address(), 2)) == 2
+
+
 async def test_a_restart_with_a_broken_module_keeps_the_old_workers(tmp_path: Path) -> None:
     with Served(tmp_path, "app:Store", "--workers", "2") as served:
         address = served.address()

@@ -87,15 +87,17 @@ async def bind_shares(address: Address, count: int) -> tuple[list[socket.socket]
     is somebody else's."""
     if address.port:  # SO_REUSEPORT would let us share it with whoever has set that too
         (await bind_tcp(address))[0].close()
-    first, bound = await bind_tcp(address, shared=True)
-    sockets = [first]
-    try:
-        while len(sockets) < count:
-            sockets.append((await bind_tcp(bound, shared=True))[0])
-    except BaseException:
-        for sock in sockets:
-            sock.close()
-        raise
+    sockets: list[socket.socket] = []
+    # Only a socket that was bound to a port by its number keeps it when it is shut down, so as to listen again.
+    reserved, bound = await bind_tcp(address, shared=True)
+    with reserved:
+        try:
+            while len(sockets) < count:
+                sockets.append((await bind_tcp(bound, shared=True))[0])
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            raise
     return sockets, bound
 
 

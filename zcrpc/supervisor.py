@@ -5,8 +5,10 @@
         → worker a fresh interpreter that inherits the slot's sockets and accepts from them
 
 The sockets, and with them the connections that wait in their queues, are the slot's: they outlive the worker. So a
-worker that dies or is replaced loses no connection that it had not accepted, and the next one goes on with them. A Unix
-socket cannot be had more than once, so its one queue is everybody's.
+worker that dies or is replaced loses no connection that it had not accepted, and the next one goes on with them. Where
+workers die again and again, nobody should wait for the next: then the slot's sockets are shut down, which resets what
+is in their queues and leaves new connections to the other slots, until a worker listens again. A Unix socket cannot be
+had more than once, so its one queue is everybody's.
 
 A rolling restart goes slot by slot: another worker is started, and when it is ready the old one stops accepting, tells
 its clients, finishes what is in flight and ends. Then comes the next slot. If the new worker does not start, the old
@@ -140,6 +142,8 @@ class Slot:
             _log.error("slot %d: %s %s", self.number, worker, worker.fate)
         self._failures = 1 if lived >= _STABLE_SECONDS else self._failures + 1
         while True:
+            if self._failures > 1:  # nobody should wait here any more
+                self._supervisor.withdraw(self)
             delay = BACKOFF.delay(self._failures)
             _log.warning("slot %d: another worker is started in %.1f s", self.number, delay)
             await asyncio.sleep(delay)
@@ -260,6 +264,16 @@ class Supervisor:
         worker.exit.add_done_callback(lambda _: self._alive.discard(worker))
         await worker.ready()
         return worker
+
+    def withdraw(self, slot: Slot) -> None:
+        """A slot's workers keep dying: connections are dealt out among the others until one of them listens again."""
+        others = [other for other in self._slots if other is not slot]
+        if any(other.worker is not None and not other.worker.exit.done() for other in others):
+            shared = {sock for other in others for sock in other.sockets}
+            for sock in slot.sockets:
+                if sock not in shared:
+                    with contextlib.suppress(OSError):  # it does not listen
+                        sock.shutdown(socket.SHUT_RDWR)
 
     async def _roll(self) -> None:
         while True:

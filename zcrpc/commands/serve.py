@@ -22,6 +22,7 @@ from zcrpc.loading import CannotLoad, load_server
 from zcrpc.server import Server
 from zcrpc.sockets import listening_source
 from zcrpc.supervisor import READY, DidNotStart, Supervisor
+from zcrpc.systemd import notify
 
 _log = logging.getLogger("zcrpc.server")
 _Result = TypeVar("_Result")
@@ -175,6 +176,7 @@ def _say(addresses: list[str]) -> None:
     for address in addresses:
         click.echo(f"listening on {address}")
     sys.stdout.flush()
+    notify("READY=1")
 
 
 @contextlib.contextmanager
