@@ -22,7 +22,9 @@ import trustme
 from conftest import Waits, until
 
 import zcrpc
+from zcrpc.address import Address
 from zcrpc.cli import cli
+from zcrpc.supervisor import DidNotStart, Supervisor
 
 APP = """
 import asyncio, os, threading, time
@@ -524,3 +526,11 @@ async def test_listens_on_a_socket_that_is_handed_over(tmp_path: Path) -> None:
     assert path.exists()  # it was not made here
     with pytest.raises(ValueError, match="is no stream socket"), socket.socket(type=socket.SOCK_DGRAM) as datagrams:
         await zcrpc.Server(Waits()).listen(datagrams)
+
+
+async def test_a_worker_that_cannot_be_started_is_a_failure_like_others() -> None:
+    supervisor = Supervisor(["/nowhere/python"], [Address(host="127.0.0.1", port=0)], 1, 1.0)
+    said: list[Any] = []
+    with pytest.raises(DidNotStart, match=r"a worker cannot be started: .*No such file"):
+        await supervisor.run(said.append)
+    assert not said

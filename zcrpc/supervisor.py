@@ -254,6 +254,9 @@ class Supervisor:
                 # Ctrl-C at a terminal is for the supervisor; a worker would take it for a second signal.
                 process_group=0,
             )
+        except OSError as error:  # no memory, too many processes
+            ours.close()
+            raise DidNotStart(f"a worker cannot be started: {error}") from error
         except BaseException:
             ours.close()
             raise
