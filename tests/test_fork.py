@@ -21,6 +21,9 @@ from conftest import Serving, until
 
 import zcrpc
 
+# Python warns from 3.12 on; what it warns of is what is tested.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
 KIB = 1 << 10
 MIB = 1 << 20
 
