@@ -22,6 +22,7 @@ from typing import Any
 
 import lock_figures
 import soak
+import streams
 from peers import c_floor, uvloop_floor, zcrpc_server
 from rich.console import Console
 from rich.table import Table
@@ -215,6 +216,26 @@ def _idle(port: int) -> socket.socket:
     return sock
 
 
+def streaming(settings: Settings) -> Iterator[Figure]:
+    """Items per second of one stream, and what a slow consumer of a fast producer costs."""
+    ways = {way: partial(streams.rate, way, 64, 200_000) for way in ("download", "upload")}
+    speed = medians(alternate(ways, settings.rounds), lambda each: each.items_per_second)
+    yield Figure(
+        "64-byte items, one stream, Python to Python",
+        "≥ 200,000 items/s from server to client",
+        ", ".join(f"{way} {figure:,.0f}/s" for way, figure in speed.items()),
+        speed["download"] >= 200_000,
+    )
+    for way in ("upload", "download"):
+        found = streams.slow_consumer(way, MIB, 1024)
+        yield Figure(
+            f"1 GiB in a stream to a slow {'server' if way == 'upload' else 'client'}",
+            "server memory ≤ 32 MiB above idle",
+            f"{found.grown_bytes / MIB:.1f} MiB at its peak, in {found.seconds:.1f} s",
+            found.grown_bytes <= 32 * MIB,
+        )
+
+
 def long_run(settings: Settings) -> Iterator[Figure]:
     """The soak."""
     found = soak.run(settings.soak_calls)
@@ -238,6 +259,7 @@ FIGURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "uploads": uploads,
     "auto": auto,
     "memory": memory,
+    "streams": streaming,
     "soak": long_run,
 }
 

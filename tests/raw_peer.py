@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 PREFACE = b"ZCRPC\r\n\x01"
-HELLO, REQUEST, RESPONSE, ERROR, CHUNK, CANCEL, PING, PONG, GOAWAY = range(1, 10)
+HELLO, REQUEST, RESPONSE, ERROR, CHUNK, CANCEL, PING, PONG, GOAWAY, DATA, END, CREDIT = range(1, 13)
+STREAM_IN, STREAM_OUT = 2, 4
+UNPROCESSED = 0x08  # a flag of ERROR and GOAWAY
 HEAD = struct.Struct("<BBHIIIQ")
 
 
@@ -21,6 +23,8 @@ class Frame(NamedTuple):
     stream: int
     header: Any
     payload: bytes
+    credit: int = 0
+    flags: int = 0
 
 
 def frame(
@@ -104,14 +108,17 @@ class RawPeer:
     async def frame(self, timeout: float = 5) -> Frame:
         """The next frame, with all its chunks."""
         async with asyncio.timeout(timeout):
-            kind, _, method, stream, header_length, _, length = HEAD.unpack(await self.reader.readexactly(HEAD.size))
+            kind, flags, method, stream, header_length, deadline, length = HEAD.unpack(
+                await self.reader.readexactly(HEAD.size)
+            )
             header = await self.reader.readexactly(header_length)
             payload = await self.reader.readexactly(min(length, 1 << 20))
             while len(payload) < length:
                 head = HEAD.unpack(await self.reader.readexactly(HEAD.size))
                 assert (head[0], head[3]) == (CHUNK, stream)
                 payload += await self.reader.readexactly(head[6])
-            return Frame(kind, method, stream, msgspec.msgpack.decode(header) if header else None, payload)
+            decoded = msgspec.msgpack.decode(header) if header else None
+            return Frame(kind, method, stream, decoded, payload, deadline, flags)
 
     async def closed(self, timeout: float = 5) -> list[Frame]:
         """Waits until the other side has closed; the frames that it sent before."""

@@ -142,14 +142,14 @@ def test_single_buffer_call_takes_the_short_cut_that_means_the_same(value: Any, 
     header, pieces, _ = Codec().encode([[value]])
     payload = b"".join(pieces)
     for form in (payload, memoryview(payload)):
-        arguments, keywords = Codec().decode_call(header, form, buffers)
-        assert keywords is None
+        arguments, keywords, metadata = Codec().decode_call(header, form, buffers)
+        assert keywords is metadata is None
         assert same(arguments, Codec().decode(header, form, buffers)[0])
 
 
 def test_short_cut_does_not_take_what_is_not_the_whole_payload() -> None:
     header = msgspec.msgpack.encode([[reference(FROM_BUFFER, 0, 4)]])
-    arguments, _ = Codec().decode_call(header, b"abcdef", codec.VIEWS)
+    arguments, _, _ = Codec().decode_call(header, b"abcdef", codec.VIEWS)
     assert bytes(arguments[0]) == b"abcd"
     with pytest.raises(HeaderError):
         Codec().decode_call(header, b"abc", codec.VIEWS)
@@ -164,9 +164,9 @@ def test_request_of_another_shape_is_refused(value: Any) -> None:
 
 
 def test_elements_of_a_later_version_are_ignored() -> None:
-    header = msgspec.msgpack.encode([[1], {"a": 2}, "later"])
-    assert Codec().decode_call(header, b"", codec.BYTES) == ([1], {"a": 2})
-    assert Codec().decode_call(msgspec.msgpack.encode([[1], None, "later"]), b"", codec.BYTES) == ([1], None)
+    header = msgspec.msgpack.encode([[1], {"a": 2}, {"k": "v"}, "later"])
+    assert Codec().decode_call(header, b"", codec.BYTES) == ([1], {"a": 2}, {"k": "v"})
+    assert Codec().decode_call(msgspec.msgpack.encode([[1], None, None, 9]), b"", codec.BYTES) == ([1], None, None)
 
 
 def test_large_buffers_are_referenced_and_small_ones_are_not() -> None:

@@ -1,6 +1,9 @@
+import asyncio
 import pickle
+from typing import Any
 
 import pytest
+from conftest import Serving
 
 import zcrpc
 from zcrpc import errors
@@ -52,3 +55,56 @@ def test_status_of_a_later_version_is_unknown() -> None:
 def test_pickles_with_details() -> None:
     error = pickle.loads(pickle.dumps(zcrpc.NotFound("no", details=[1])))
     assert (type(error), error.message, error.details) == (zcrpc.NotFound, "no", [1])
+
+
+class Raises(zcrpc.Service):
+    @zcrpc.method
+    async def at_once(self, name: str, details: Any) -> None:
+        raise getattr(zcrpc, name)("why", details=details)
+
+    @zcrpc.method
+    def plainly(self, name: str, details: Any) -> None:
+        raise getattr(zcrpc, name)("why", details=details)
+
+    @zcrpc.method
+    async def later(self, name: str, details: Any) -> None:
+        await asyncio.sleep(0)
+        raise getattr(zcrpc, name)("why", details=details)
+
+
+DETAILS: list[Any] = [None, 0, {"key": [1, 2.5, None, {"deep": b"\x00"}]}, "text", b"x" * 600, [], {}]
+
+
+async def test_each_status_comes_through_sockets_with_details(serving: Serving) -> None:
+    async with serving(Raises()) as (_, address), zcrpc.connect(address, Raises) as raises:
+        for kind in classes():
+            for method in (raises.at_once, raises.plainly, raises.later):
+                for details in DETAILS:
+                    with pytest.raises(kind, match="why") as caught:
+                        await method(kind.__name__, details)  # type: ignore[misc]
+                    assert type(caught.value) is kind
+                    assert caught.value.details == details
+
+
+async def test_details_that_are_too_large_or_cannot_travel_are_left_out(
+    serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd(zcrpc.Service):
+        @zcrpc.method
+        async def fail(self, large: bool) -> None:
+            zcrpc.context().response_metadata["k"] = "v"
+            raise zcrpc.NotFound("why", details="x" * 100_000 if large else object())
+
+    async with serving(Odd()) as (_, address), zcrpc.connect(address, Odd) as odd:
+        for large in (True, False):
+            with pytest.raises(zcrpc.NotFound, match="why") as caught:
+                await odd.fail(large)
+            assert caught.value.details is None
+            assert caught.value.metadata == {"k": "v"}
+    assert caplog.text.count("the details of an error cannot be sent") == 2
+
+
+def test_pickles_with_metadata() -> None:
+    error = zcrpc.NotFound("no")
+    error.metadata = {"k": "v"}
+    assert pickle.loads(pickle.dumps(error)).metadata == {"k": "v"}

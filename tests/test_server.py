@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import Serving, Waits, until
-from raw_peer import CANCEL, ERROR, GOAWAY, REQUEST, RESPONSE, RawPeer, frame
+from raw_peer import CANCEL, ERROR, GOAWAY, REQUEST, RESPONSE, UNPROCESSED, RawPeer, frame
 
 import zcrpc
 from zcrpc import calibration
@@ -345,7 +345,7 @@ async def test_close_lets_calls_in_flight_finish(serving: Serving) -> None:
         forever = asyncio.ensure_future(server.serve_forever())
         closing = asyncio.ensure_future(server.close(grace=5))
         await asyncio.sleep(0.02)
-        with pytest.raises(zcrpc.Unavailable, match="going away"):
+        with pytest.raises(zcrpc.Unavailable, match="refused"):  # nobody listens any more
             await work.add(1, 2)
         with pytest.raises(zcrpc.Unavailable):
             await zcrpc.connect(address)
@@ -382,10 +382,12 @@ async def test_a_server_that_closes_refuses_new_calls_on_the_wire(serving: Servi
         peer.call("Work.add", 1, 2, stream=2)
         refusal = await peer.frame()
         assert (refusal.kind, refusal.method, refusal.stream) == (ERROR, Status.UNAVAILABLE, 2)
+        assert refusal.flags == UNPROCESSED
         service.gate.set()
         answer = await peer.frame()
         assert (answer.kind, answer.stream, answer.header) == (RESPONSE, 1, ["waited"])
-        assert await peer.closed() == []
+        (farewell,) = await peer.closed()
+        assert (farewell.kind, farewell.flags) == (GOAWAY, UNPROCESSED)
         await peer.close()
         await closing
 

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -12,10 +13,13 @@ import zcrpc
 
 HEADER = struct.Struct("<BBHIIIQ")
 HELLO, REQUEST, RESPONSE, ERROR, CHUNK, PING, PONG = 1, 2, 3, 4, 5, 7, 8
+DATA, END, CREDIT = 10, 11, 12
 PREFACE = bytes.fromhex("5A 43 52 50 43 0D 0A 01")
-PADDED = 1
+PADDED, STREAM_IN, STREAM_OUT = 1, 2, 4
 MY_CHUNK = 16384
 """What the server is to cut results into: not its own choice."""
+MY_WINDOW = 50_000
+"""Bytes of a stream's items that I take before I grant more."""
 
 
 class Mirror(zcrpc.Service):
@@ -23,11 +27,17 @@ class Mirror(zcrpc.Service):
     async def reversed(self, name: str, value: memoryview) -> bytes:
         return bytes(value)[::-1]
 
+    @zcrpc.method
+    async def doubled(self, items: AsyncIterator[bytes], times: int) -> AsyncIterator[bytes]:
+        async for item in items:
+            for _ in range(times):
+                yield item * 2
+
 
 class Peer:
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
-        limits = {"header": 65536, "payload": 1 << 28, "in_flight": 10}
+        limits = {"header": 65536, "payload": 1 << 28, "in_flight": 10, "stream_window": MY_WINDOW}
         self.send(HELLO, msgspec.msgpack.encode({"limits": limits, "chunk": MY_CHUNK}), before=PREFACE)
         assert self.take(8) == PREFACE
         kind, _, _, header, _ = self.frame()
@@ -86,6 +96,42 @@ class Peer:
             payload += self.take(length)
         return result, payload, pongs
 
+    def stream(self, stream: int, items: list[bytes], times: int) -> list[bytes]:
+        """Sends items and grants credit for what comes back as its own is used up."""
+        method = self.hello["methods"]["Mirror.doubled"]
+        flags = STREAM_IN | STREAM_OUT
+        self.send(REQUEST, msgspec.msgpack.encode([[times]]), method=method, stream=stream, flags=flags)
+        for item in items:
+            self.send(DATA, msgspec.msgpack.encode([item]), stream=stream)
+        self.send(END, b"", stream=stream)
+        found: list[bytes] = []
+        cost = granted = 0
+        while True:
+            kind, _, number, header, length = self.frame()
+            if kind == CREDIT:
+                continue
+            assert number == stream
+            if kind == RESPONSE:
+                assert not header
+                return found
+            assert kind == DATA
+            assert cost < MY_WINDOW + granted, "sent without credit"
+            payload = self.take(min(length, MY_CHUNK))
+            while len(payload) < length:
+                kind, _, number, _, more = self.frame()
+                assert (kind, number) == (CHUNK, stream)
+                payload += self.take(more)
+            for item in msgspec.msgpack.decode(header):
+                if isinstance(item, bytes):
+                    found.append(item)
+                else:
+                    offset, size = struct.unpack("<QQ", item.data)
+                    found.append(payload[offset : offset + size])
+            cost += HEADER.size + len(header) + length
+            if MY_WINDOW + granted - cost <= 0:
+                self.send(CREDIT, b"", stream=stream, deadline=MY_WINDOW)
+                granted += MY_WINDOW
+
 
 def converse(port: int) -> int:
     """Calls in every form; returns the last call's stream."""
@@ -99,6 +145,9 @@ def converse(port: int) -> int:
         assert struct.unpack("<QQ", result.data) == (0, len(payload))
         assert came == payload[::-1]
         assert pongs == 1
+    sent = [bytes([number]) * (number * 97) for number in range(1, 40)]
+    assert peer.stream(9, sent, 30) == [item * 2 for item in sent for _ in range(30)]
+    assert peer.stream(10, [], 1) == []
     peer.send(REQUEST, b"", method=999, stream=7)
     kind, status, stream, header, _ = peer.frame()
     assert (kind, status >> 8, stream) == (ERROR, 12, 7)

@@ -18,8 +18,12 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from zcrpc import locks
+from zcrpc.backoff import Backoff
+from zcrpc.channel import State
 from zcrpc.client import Client, connect
+from zcrpc.context import Context, Outgoing, context, detached, outgoing
 from zcrpc.conversion import Buffer, register
+from zcrpc.credentials import Credentials, Process
 from zcrpc.errors import (
     Aborted,
     AlreadyExists,
@@ -40,41 +44,58 @@ from zcrpc.errors import (
     Unknown,
     ZcrpcError,
 )
+from zcrpc.interceptors import Call, IncomingCall, OutgoingCall
 from zcrpc.regions import RegionMap
+from zcrpc.retries import Retries
 from zcrpc.server import Server
 from zcrpc.service import Service, method
 from zcrpc.stats import Stats
+from zcrpc.streaming import Stream
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Aborted",
     "AlreadyExists",
+    "Backoff",
     "Buffer",
+    "Call",
     "Cancelled",
     "Client",
+    "Context",
+    "Credentials",
     "DataLoss",
     "DeadlineExceeded",
     "FailedPrecondition",
+    "IncomingCall",
     "Internal",
     "InvalidArgument",
     "NotFound",
     "OutOfRange",
+    "Outgoing",
+    "OutgoingCall",
     "PermissionDenied",
+    "Process",
     "RegionMap",
     "ResourceExhausted",
+    "Retries",
     "Server",
     "Service",
+    "State",
     "Stats",
     "Status",
+    "Stream",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
     "Unknown",
     "ZcrpcError",
     "connect",
+    "context",
+    "detached",
     "locks",
     "method",
+    "outgoing",
     "register",
     "run",
 ]

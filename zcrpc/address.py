@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
+
+# A comma may be part of a path.
+_SEPARATOR: Final = re.compile(r",(?=\s*(?:tcp|unix)://)")
 
 
 @dataclass(slots=True, frozen=True)
@@ -46,6 +51,25 @@ def parse(text: str) -> Address:
             raise ValueError(f"{text!r}: expected tcp://host:port")
         return Address(host=host, port=port)
     raise ValueError(f"{text!r}: expected tcp://host:port or unix://path")
+
+
+def parse_all(text: str | Sequence[str]) -> list[Address]:
+    """One address or several, in a sequence or separated by commas. ValueError says what is wrong."""
+    parts = _SEPARATOR.split(text) if isinstance(text, str) else list(text)
+    if not parts:
+        raise ValueError("no address")
+    return list(dict.fromkeys(parse(part.strip()) for part in parts))
+
+
+def is_numeric(address: Address) -> bool:
+    """Whether it names one server, and no resolver need be asked."""
+    if address.is_unix:
+        return True
+    try:
+        ipaddress.ip_address(address.host)
+    except ValueError:
+        return False
+    return True
 
 
 async def resolve(address: Address) -> list[tuple[int, Any]]:

@@ -9,33 +9,58 @@ import contextlib
 import logging
 import math
 import time
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 
+from zcrpc import metadata
+from zcrpc._native import lib
 from zcrpc.codec import BYTES, VIEWS, HeaderError
 from zcrpc.connection import Connection
 from zcrpc.conversion import Converter
-from zcrpc.errors import DeadlineExceeded, Internal, ResourceExhausted, Unimplemented, ZcrpcError
+from zcrpc.errors import (
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    Status,
+    Unavailable,
+    Unimplemented,
+    ZcrpcError,
+)
+from zcrpc.keepalive import Watch, Watching
+from zcrpc.metadata import NOTHING, Metadata
 from zcrpc.reactor import Reactor
-from zcrpc.wire import REQUEST, RESPONSE, Hello
+from zcrpc.service import Items
+from zcrpc.streams import Receiver, is_stream, split
+from zcrpc.tls import Tunnel
+from zcrpc.wire import DATA, REQUEST, RESPONSE, STREAM_IN, STREAM_OUT, Hello
 
 _log = logging.getLogger("zcrpc.client")
 
 _STREAMS: Final = 1 << 32
 _MOST_MS: Final = _STREAMS - 1
+_UNWATCHED: Final = Watching()
+
+
+class MetadataReader(Protocol):
+    """Who wants to know what comes with an answer."""
+
+    response_metadata: Metadata
 
 
 class Pending:
     """A call that waits for its answer."""
 
-    __slots__ = ("buffers", "connection", "future", "stream", "tick", "token")
+    __slots__ = ("buffers", "connection", "future", "reader", "stream", "tick", "token")
 
-    def __init__(self, connection: ClientConnection, stream: int, buffers: int) -> None:
+    def __init__(self, connection: ClientConnection, stream: int, buffers: int, reader: MetadataReader | None) -> None:
         self.connection = connection
         self.stream = stream
         self.buffers = buffers  # how those of the result are decoded
         self.future: asyncio.Future[Any] = connection.reactor.loop.create_future()
+        self.reader = reader
         self.tick = 0
         self.token = 0
 
@@ -45,6 +70,58 @@ class Pending:
         self.connection.give_up(self)
         if not self.future.done():
             self.future.set_exception(DeadlineExceeded("the deadline passed before the answer came"))
+
+
+class Owner(Protocol):
+    """Whoever keeps a connection to make calls over it."""
+
+    def went_away(self, connection: ClientConnection) -> None:
+        """The server takes no more calls on it."""
+
+    def lost(self, connection: ClientConnection) -> None:
+        """It is closed. Its calls have failed already."""
+
+
+class Incoming:
+    """A stream of results, begun. Stands where the future of a call with one result would: what ends the call ends
+    it."""
+
+    __slots__ = ("connection", "pending", "producer", "receiver")
+
+    def __init__(self, connection: ClientConnection, pending: Pending, receiver: Receiver) -> None:
+        self.connection = connection
+        self.pending = pending
+        self.receiver = receiver
+        self.producer: asyncio.Task[None] | None = None  # of the items that are sent
+
+    def done(self) -> bool:
+        return self.receiver.ended
+
+    def cancelled(self) -> bool:
+        return False
+
+    def exception(self) -> None:
+        """Is the consumer's to see."""
+
+    def set_result(self, result: Any) -> None:
+        self._end(None)
+
+    def set_exception(self, error: BaseException) -> None:
+        self.connection.errors += 1
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        self.receiver.end(error, at_once=isinstance(error, DeadlineExceeded))
+        if self.producer is not None and self.producer is not asyncio.current_task():
+            self.producer.cancel()
+
+    def abandon(self) -> None:
+        """Nobody consumes any longer."""
+        self.receiver.discard()
+        if self.connection.pending.get(self.pending.stream) is self.pending:
+            self.connection.give_up(self.pending)
+        if self.producer is not None:
+            self.producer.cancel()
 
 
 class ClientConnection(Connection):
@@ -57,22 +134,40 @@ class ClientConnection(Connection):
         "closed_event",
         "draining",
         "errors",
+        "farewell",
         "greeted_event",
+        "idle",
         "methods",
+        "owner",
         "pending",
         "pings",
         "requests",
+        "tunnel",
+        "used",
         "waiting",
     )
 
-    def __init__(self, reactor: Reactor, fd: int, mapping: bool, hello: Hello, name: str) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        fd: int,
+        mapping: bool,
+        hello: Hello,
+        name: str,
+        watching: Watching = _UNWATCHED,
+        tunnel: Tunnel | None = None,
+    ) -> None:
+        self.tunnel = tunnel
         self.pending: dict[int, Pending] = {}
         self.pings: dict[bytes, asyncio.Future[None]] = {}
         self.waiting: collections.deque[asyncio.Future[None]] = (
             collections.deque()
         )  # for one of the calls in flight to end
         self.methods: dict[str, int] = {}
+        self.owner: Owner | None = None
         self.draining: ZcrpcError | None = None  # what the server's goaway said
+        self.idle = False  # it was closed, or is to be, since no calls were made
+        self.farewell = False  # the server has answered all calls that it has begun
         self.greeted_event = asyncio.Event()
         self.closed_event = asyncio.Event()
         self.requests = self.errors = 0
@@ -80,6 +175,11 @@ class ClientConnection(Connection):
         self._next_stream = 0
         self._next_ping = 0
         super().__init__(reactor, fd, mapping, hello, name, _log)
+        self.used = 0  # requests when it was last looked at
+        self.watched = Watch(self, watching)
+        if tunnel is not None:
+            tunnel.on_end = self.tunnel_ended
+            tunnel.start()
 
     def greeting(self) -> None:
         self.methods = self.peer.methods
@@ -90,24 +190,104 @@ class ClientConnection(Connection):
     async def call(
         self,
         name: str,
-        arguments: tuple[Any, ...],
+        arguments: Sequence[Any],
         keywords: dict[str, Any],
         timeout: float | None,
         result: Converter | None,
+        sent_along: Metadata | None = None,
+        reader: MetadataReader | None = None,
     ) -> Any:
-        """One call, from encoding to the converted result."""
-        loop = self.reactor.loop
-        until = None if timeout is None else loop.time() + timeout
+        """One call, from encoding to the converted result. sent_along: its metadata. reader: is told what came with the
+        answer."""
+        until = None if timeout is None else self.reactor.loop.time() + timeout
         if self.waiting or len(self.pending) + self._granted >= self.peer.limits.in_flight:
             await self._turn_to_call(until)
-        if self.ended is not None:
-            raise self.loss()
-        if self.draining is not None:
-            raise type(self.draining)(self.draining.message)
+        try:
+            buffers = VIEWS if result is not None and result.views else BYTES
+            pending = self._begin(name, arguments, keywords, sent_along, reader, until, buffers)
+        except TypeError:
+            if not any(map(is_stream, (*arguments, *keywords.values()))):
+                raise
+            arguments, keywords, items = split(tuple(arguments), keywords)
+            return await self.call_with_items(name, arguments, keywords, items, until, result, sent_along, reader)
+        try:
+            value = await pending.future
+        except BaseException:
+            self._failed(pending)
+            raise
+        if result is None or type(value) is result.exact:
+            return value
+        return self._converted(name, value, result)
+
+    async def call_with_items(
+        self,
+        name: str,
+        arguments: Sequence[Any],
+        keywords: dict[str, Any],
+        items: Any,
+        until: float | None,
+        result: Converter | None,
+        sent_along: Metadata | None = None,
+        reader: MetadataReader | None = None,
+    ) -> Any:
+        """One call with a stream of items. When it is over, for whatever reason, so is their producer."""
+        if self.waiting or len(self.pending) + self._granted >= self.peer.limits.in_flight:
+            await self._turn_to_call(until)
+        buffers = VIEWS if result is not None and result.views else BYTES
+        pending = self._begin(name, arguments, keywords, sent_along, reader, until, buffers, STREAM_IN)
+        producer = self._produce(pending, name, items)
+        try:
+            value = await pending.future
+        except BaseException:
+            self._failed(pending)
+            raise
+        finally:
+            producer.cancel()
+            await asyncio.wait((producer,))
+        return value if result is None else self._converted(name, value, result)
+
+    async def open_stream(
+        self,
+        name: str,
+        arguments: Sequence[Any],
+        keywords: dict[str, Any],
+        items: Any,
+        until: float | None,
+        expected: Items,
+        sent_along: Metadata | None = None,
+        reader: MetadataReader | None = None,
+    ) -> Incoming:
+        """Begins a call with a stream of results; `items`: those that are sent, or None."""
+        if self.waiting or len(self.pending) + self._granted >= self.peer.limits.in_flight:
+            await self._turn_to_call(until)
+        flags = STREAM_OUT if items is None else STREAM_OUT | STREAM_IN
+        pending = self._begin(name, arguments, keywords, sent_along, reader, until, BYTES, flags)
+        receiver = self.open_streams().receive(pending.stream)
+        receiver.expect(expected)
+        incoming = Incoming(self, pending, receiver)
+        pending.future = cast("asyncio.Future[Any]", incoming)
+        if items is not None:
+            incoming.producer = self._produce(pending, name, items)
+        return incoming
+
+    def _begin(
+        self,
+        name: str,
+        arguments: Sequence[Any],
+        keywords: dict[str, Any],
+        sent_along: Metadata | None,
+        reader: MetadataReader | None,
+        until: float | None,
+        buffers: int,
+        flags: int = 0,
+    ) -> Pending:
+        """Sends a request. buffers: how those of its result are to be decoded."""
+        if self.ended is not None or self.draining is not None:
+            raise self.refusal()
         method = self.methods.get(name)
         if method is None:
             raise Unimplemented(f"{self.name} has no method {name!r}")
-        header, buffers, length = self._encode(name, arguments, keywords)
+        header, pieces, length = self._encode(name, arguments, keywords, sent_along)
         limits = self.peer.limits
         if len(header) > limits.header or length > limits.payload:
             self.check_size(header, length, f"the arguments of {name}()")
@@ -115,37 +295,66 @@ class ClientConnection(Connection):
         while stream in self.pending or stream == _STREAMS:
             stream = stream + 1 if stream < _STREAMS else 1
         self._next_stream = stream
-        pending = Pending(self, stream, VIEWS if result is not None and result.views else BYTES)
+        pending = Pending(self, stream, buffers, reader)
         self.requests += 1
+        if reader is not None:
+            reader.response_metadata = NOTHING
         deadline_ms = 0
         if until is not None:
-            left = until - loop.time()
+            left = until - self.reactor.loop.time()
             if left <= 0:
                 raise DeadlineExceeded("the deadline passed before the call was sent")
             deadline_ms = min(math.ceil(left * 1000), _MOST_MS)
             pending.tick = self.reactor.deadlines.add(left, pending)
         self.pending[stream] = pending
         try:
-            pending.token = self.send(REQUEST, stream, method, deadline_ms, header, buffers, length)
-            del header, buffers
-            value = await pending.future
+            pending.token = self.send(REQUEST, stream, method, deadline_ms, header, pieces, length, flags)
         except BaseException:
-            self.errors += 1
-            if self.pending.get(stream) is pending:  # cancelled, or not even sent
-                self.give_up(pending)
-            if pending.future.done() and not pending.future.cancelled():
-                pending.future.exception()  # seen, should it have failed in the moment of being cancelled
+            self._failed(pending)
             raise
-        if result is None or type(value) is result.exact:
-            return value
+        return pending
+
+    def _failed(self, pending: Pending) -> None:
+        """Nobody waits for a call any longer: it failed, or the caller was cancelled."""
+        self.errors += 1
+        if self.pending.get(pending.stream) is pending:  # cancelled, or not even sent
+            self.give_up(pending)
+        if pending.future.done() and not pending.future.cancelled():
+            pending.future.exception()  # seen, should it have failed in the moment of being cancelled
+
+    def _converted(self, name: str, value: Any, result: Converter) -> Any:
         try:
             return result.convert(value)
         except (msgspec.ValidationError, RecursionError) as error:
             raise Internal(f"the result of {name}() is not as announced: {error}") from None
 
+    def _produce(self, pending: Pending, name: str, items: Any) -> asyncio.Task[None]:
+        """Sends the items of a call that was begun, in a task."""
+        sender = self.open_streams().send(pending.stream, name)
+        sender.wait_for(pending.token)
+
+        async def produce() -> None:
+            try:
+                await sender.drive(items)
+                sender.send_end()
+            except Exception as error:
+                if pending.future.done():
+                    _log.exception("%s: the items of a call to %s(), which is over", self, name)
+                else:
+                    self.give_up(pending)
+                    pending.future.set_exception(error)
+
+        return self.reactor.loop.create_task(produce())
+
     def _encode(
-        self, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]
+        self, name: str, arguments: Sequence[Any], keywords: dict[str, Any], sent_along: Metadata | None
     ) -> tuple[bytes, list[bytes | memoryview], int]:
+        if sent_along:
+            try:
+                raw = metadata.encode(sent_along, self.peer.limits.metadata, f"the call of {name}()")
+            except metadata.MetadataError as error:
+                raise InvalidArgument(str(error)) from None
+            return self.reactor.codec.encode([arguments, keywords, raw])
         if keywords:
             return self.reactor.codec.encode([arguments, keywords])
         if arguments:
@@ -185,17 +394,30 @@ class ClientConnection(Connection):
 
     def give_up(self, pending: Pending) -> None:
         """Nobody waits for a call any longer."""
-        self._forget(pending)
-        if self.ended is None:
+        if not self._forget(pending) and self.ended is None:
             self.send_cancel(pending.stream, pending.token)
 
-    def _forget(self, pending: Pending) -> None:
+    def _forget(self, pending: Pending) -> bool:
+        """True if the server was told, since it still waits for items."""
         self.pending.pop(pending.stream, None)
         if pending.tick:
             self.reactor.deadlines.discard(pending.tick, pending)
             pending.tick = 0
         if self.waiting:
             self._grant()
+        return self.streams is not None and self._forget_stream(pending.stream)
+
+    def _forget_stream(self, stream: int) -> bool:
+        streams = self.open_streams()
+        streams.forget_receiver(stream)
+        sender = streams.senders.get(stream)
+        if sender is None:
+            return False
+        sender.close()
+        if sender.ended or self.ended is not None:
+            return False
+        self.send_cancel(stream, sender.token)
+        return True
 
     # ---- answers
 
@@ -217,18 +439,49 @@ class ClientConnection(Connection):
             return
         if type(parts) is not list or not parts:
             pending.future.set_exception(Internal(f"{self.name}: a response is no [result]"))
-        else:
-            pending.future.set_result(parts[0])
+            return
+        if len(parts) > 1 and parts[1] is not None:
+            try:
+                carried = metadata.decode(parts[1], self.limits.metadata, "a response")
+            except metadata.MetadataError as error:
+                pending.future.set_exception(Internal(f"{self.name}: {error}"))
+                return
+            except ResourceExhausted as error:
+                pending.future.set_exception(error)
+                return
+            if pending.reader is not None:
+                pending.reader.response_metadata = carried
+        pending.future.set_result(parts[0])
 
-    def error(self, stream: int, status: int, header: bytes) -> None:
+    def error(self, stream: int, status: int, header: bytes, unprocessed: bool) -> None:
         pending = self.pending.get(stream)
         if pending is not None:
-            self._fail(pending, self.decode_error(status, header))
+            error = self.decode_error(status, header)
+            error.unprocessed = unprocessed
+            if pending.reader is not None:
+                pending.reader.response_metadata = error.metadata
+            self._fail(pending, error)
 
-    def refused(self, kind: int, stream: int, length: int) -> None:
+    def refused(self, kind: int, flags: int, stream: int, header_length: int, length: int) -> None:
         pending = self.pending.get(stream)
+        error = ResourceExhausted(f"a result of {length} bytes is more than this client's max_message")
         if kind == RESPONSE and pending is not None:
-            self._fail(pending, ResourceExhausted(f"a result of {length} bytes is more than this client's max_message"))
+            self._fail(pending, error)
+        elif kind == DATA:
+            self.open_streams().refused(stream, header_length + length)
+            self.stream_failed(stream, error)
+
+    def stray_data(self, stream: int) -> None:
+        if stream in self.pending:
+            self.stream_failed(stream, Internal(f"{self.name}: a stream, where one result was to come"))
+
+    def stream_failed(self, stream: int, error: ZcrpcError) -> None:
+        pending = self.pending.get(stream)
+        if pending is not None:
+            self.log.warning("%s: stream %d: %s", self, stream, error.message)
+            self.give_up(pending)
+            if not pending.future.done():
+                pending.future.set_exception(error)
 
     def _fail(self, pending: Pending, error: ZcrpcError) -> None:
         self._forget(pending)
@@ -236,6 +489,42 @@ class ClientConnection(Connection):
             pending.future.set_exception(error)
 
     # ---- connection
+
+    def disconnect(self, why: str) -> None:
+        super().disconnect(why)
+        if self.owner is not None:
+            self.owner.went_away(self)
+
+    def abort(self, why: str = "an internal error") -> None:
+        super().abort(why)
+        if self.owner is not None:
+            self.owner.went_away(self)
+
+    @property
+    def load(self) -> int:
+        """Calls in flight, and those that wait for their turn."""
+        return len(self.pending) + len(self.waiting)
+
+    def refusal(self) -> ZcrpcError:
+        """Why no call can be begun any more."""
+        if self.ended is not None or self.draining is None:
+            return self.loss(unprocessed=True)
+        error = type(self.draining)(self.draining.message)
+        error.unprocessed = True
+        return error
+
+    def take_calls(self) -> bool:
+        used, self.used = self.used, self.requests
+        return bool(self.load) or used != self.requests
+
+    def unused(self, seconds: float) -> None:
+        self.idle = True
+        self.disconnect(f"no call for {seconds:g} s")
+
+    def tunnel_ended(self, error: OSError | None) -> None:
+        super().tunnel_ended(error)
+        if self.ended is not None and self.owner is not None:
+            self.owner.went_away(self)
 
     async def ping(self) -> float:
         """Seconds to the server's reactor and back."""
@@ -253,22 +542,38 @@ class ClientConnection(Connection):
         return time.perf_counter() - begun
 
     def pong(self, header: bytes) -> None:
+        super().pong(header)
         future = self.pings.get(header)
         if future is not None and not future.done():
             future.set_result(None)
 
-    def goaway_received(self, status: int, header: bytes) -> None:
-        self.draining = self.decode_error(status, header)
-        self.log.info("%s: the server takes no more calls: %s", self, self.draining.message)
-        self._grant()
+    def goaway_received(self, status: int, header: bytes, unprocessed: bool) -> None:
+        self.farewell = unprocessed
+        if self.draining is None:
+            self.idle = status == Status.OK
+            self.draining = self.decode_error(Status.UNAVAILABLE if self.idle else status, header)
+            self.log.info("%s: the server takes no more calls: %s", self, self.draining.message)
+            self._grant()
+            if self.owner is not None:
+                self.owner.went_away(self)
+
+    def end_of_calls(self, reason: int) -> Unavailable:
+        return self.loss(unprocessed=self.farewell and reason == lib.ZC_CLOSE_EOF)
 
     def closed(self, reason: int, number: int) -> None:
+        # A request that was not sent to its end cannot have been served. Where the kernel sends from our memory, it is
+        # not known how much of that it has sent.
+        unsent = frozenset() if self.peer.map_from else frozenset(self.pins)
         super().closed(reason, number)
         for pending in list(self.pending.values()):
-            self._fail(pending, self.loss())
+            error = self.end_of_calls(reason)
+            error.unprocessed = error.unprocessed or pending.token in unsent
+            self._fail(pending, error)
         for future in self.pings.values():
             if not future.done():
                 future.set_exception(self.loss())
         self._grant()
         self.greeted_event.set()
         self.closed_event.set()
+        if self.owner is not None:
+            self.owner.lost(self)

@@ -129,6 +129,30 @@ class Codec:
         finally:
             self._buffers = []
 
+    def append(self, item: Any, header: bytearray, buffers: Buffers, length: int) -> int:
+        """Appends a value to a header and its buffers to the payload's pieces, which are `length` bytes so far; their
+        length then. Raises as `encode` does, and may then have appended a part."""
+        kind = type(item)
+        if kind in _PLAIN or (kind is bytes and len(item) < INLINE_BELOW):
+            lifted = item
+        else:
+            self._buffers = buffers
+            self._length = length
+            try:
+                lifted = self._lift(item)
+            except RecursionError:
+                raise ValueError("nested too deeply, or within itself") from None
+            finally:
+                self._buffers = []
+            length = self._length
+        try:
+            self._encoder.encode_into(lifted, header, -1)
+        except RecursionError:
+            raise ValueError("nested too deeply, or within itself") from None
+        except OverflowError as error:
+            raise ValueError(str(error)) from None
+        return length
+
     def encode_result(self, result: Any) -> tuple[bytes, Buffers, int]:
         """The same for a response, with short cuts for its commonest shapes."""
         kind = type(result)
@@ -252,25 +276,30 @@ class Codec:
 
     def decode_call(
         self, header: bytes, payload: bytes | memoryview, buffers: int
-    ) -> tuple[list[Any], dict[str, Any] | None]:
-        """Arguments and keywords of a request, with a short cut where the only argument is the whole payload."""
+    ) -> tuple[list[Any], dict[str, Any] | None, Any]:
+        """Arguments, keywords and metadata of a request, with a short cut where the only argument is the whole payload.
+        Metadata is not checked yet; None for none."""
         if len(header) == _SINGLE_CALL_SIZE:
             prefix, code, offset, length = _single_call.unpack(header)
             if prefix == _SINGLE_CALL and offset == 0 and length == len(payload) and buffers != REMEMBERED:
                 if code == FROM_BUFFER or (code == FROM_BYTES and buffers):
-                    return [memoryview(payload)], None
+                    return [memoryview(payload)], None, None
                 if code == FROM_BYTES:
-                    return [bytes(payload)], None
+                    return [bytes(payload)], None, None
         if not header:
-            return [], None
+            return [], None, None
         call = self.decode(header, payload, buffers)
         if type(call) is not list or not call or type(call[0]) is not list:
-            raise HeaderError("the header of a request is [arguments] or [arguments, keywords]")
-        if len(call) == 1 or not call[1]:
-            return call[0], None
+            raise HeaderError("the header of a request is [arguments], [arguments, keywords], or these and metadata")
+        count = len(call)
+        if count == 1:
+            return call[0], None, None
+        metadata = call[2] if count > 2 else None
+        if not call[1]:
+            return call[0], None, metadata
         if type(call[1]) is not dict:
             raise HeaderError("keywords are a map")
-        return call[0], call[1]
+        return call[0], call[1], metadata
 
     def forget(self) -> None:
         """Lets go of what was remembered; it keeps the payload alive."""

@@ -5,20 +5,28 @@ Which calls there are is for the two ends to know: `ServerConnection` in server.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+import ssl
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from zcrpc import metadata
 from zcrpc._native import lib
 from zcrpc.codec import COPY_BELOW, HeaderError
 from zcrpc.errors import ResourceExhausted, Status, Unavailable, ZcrpcError, from_status
+from zcrpc.keepalive import Watch
 from zcrpc.reactor import Reactor
+from zcrpc.streams import Streams
+from zcrpc.tls import describe
 from zcrpc.wire import (
     CANCEL,
+    DATA,
     ERROR,
+    FLAG_UNPROCESSED,
     FRAME,
     GOAWAY,
     HELLO,
@@ -36,6 +44,9 @@ from zcrpc.wire import (
 _UNKNOWN: Final = Hello(limits=Limits(header=1024, payload=0, in_flight=1), chunk=4096)
 # A message is for people. This many characters of it travel at most.
 _MESSAGE_LIMIT: Final = 2000
+
+# The header of a keepalive's ping, and of no other. Any bytes would do; these are a msgpack string.
+_PROBE: Final = b"\xa9keepalive"
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -58,34 +69,66 @@ _ENDS: Final[dict[int, tuple[str, bool]]] = {
 
 
 class Pin:
-    """A payload sent by reference: what keeps it alive, and a record to be sent when it has gone."""
+    """A payload sent by reference: what keeps it alive, a record to be sent when it has gone, whom to tell."""
 
-    __slots__ = ("holds", "length", "then")
+    __slots__ = ("done", "holds", "length", "then")
 
     def __init__(self, holds: Any, length: int) -> None:
         self.holds = holds
         self.length = length
         self.then: bytes | None = None
+        self.done: Callable[[], None] | None = None
 
 
 class Connection:
     """One end of a connection."""
 
-    __slots__ = ("_reference_from", "ended", "log", "name", "number", "peer", "pinned", "pins", "reactor")
+    __slots__ = (
+        "_reference_from",
+        "ended",
+        "introduced",
+        "limits",
+        "log",
+        "name",
+        "number",
+        "own",
+        "peer",
+        "pinned",
+        "pins",
+        "reactor",
+        "streams",
+        "watched",
+    )
 
-    def __init__(self, reactor: Reactor, fd: int, mapping: bool, hello: Hello, name: str, log: logging.Logger) -> None:
-        """Takes over a connected socket and greets the peer. On an error the fd is still the caller's."""
+    def __init__(
+        self,
+        reactor: Reactor,
+        fd: int,
+        mapping: bool,
+        hello: Hello,
+        name: str,
+        log: logging.Logger,
+        *,
+        introduce: bool = True,
+    ) -> None:
+        """Takes over a connected socket and greets the peer, unless that is left for later. On an error the fd is still
+        the caller's."""
         self.reactor = reactor
         self.name = name
         self.log = log
+        self.own = hello
+        self.introduced = False  # the own hello has been sent
         self.peer: Hello = _UNKNOWN
+        self.limits = hello.limits
+        self.streams: Streams | None = None  # there are none yet
         self.pins: dict[int, Pin] = {}
         self.pinned = 0  # bytes of payload in all of them
         self.ended: str | None = None  # why, once it is closed or being closed
+        self.watched: Watch | None = None
         self._reference_from = 1 << 63
-        header = encode_hello(hello)
         self.number = reactor.add(fd, self, mapping)
-        self.send(HELLO, 0, header=header)
+        if introduce:
+            self.introduce(hello)
 
     def __str__(self) -> str:
         return self.name
@@ -97,15 +140,23 @@ class Connection:
 
     # ---- out
 
+    def introduce(self, hello: Hello) -> None:
+        """Sends the hello, before which nothing may be sent."""
+        self.introduced = True
+        self.send(HELLO, 0, header=encode_hello(hello))
+        if hello.token:
+            self.own = dataclasses.replace(hello, token="")  # nobody needs it any more
+
     def send(
         self,
         kind: int,
         stream: int,
         method: int = 0,
         deadline_ms: int = 0,
-        header: bytes = b"",
+        header: bytes | bytearray = b"",
         buffers: Sequence[bytes | memoryview] = (),
         length: int = 0,
+        flags: int = 0,
     ) -> int:
         """Sends a frame with the payload `buffers`, of `length` bytes in all. A token in `pins` while they are
         referenced, else 0."""
@@ -115,7 +166,7 @@ class Connection:
             pieces = reactor.pieces
             pieces.append(
                 RECORD_FRAME.pack(
-                    self.number, FRAME.size + size + length, 0, kind, 0, method, stream, size, deadline_ms, length
+                    self.number, FRAME.size + size + length, 0, kind, flags, method, stream, size, deadline_ms, length
                 )
             )
             if size:
@@ -125,14 +176,14 @@ class Connection:
             if not reactor.submits:
                 reactor.wake()
             return 0
-        head = FRAME.pack(kind, 0, method, stream, size, deadline_ms, length) + header
+        head = FRAME.pack(kind, flags, method, stream, size, deadline_ms, length) + header
         token, holds = reactor.send_referenced(self.number, head, buffers)
         if token:
             self.pins[token] = Pin(holds, length)
             self.pinned += length
         return token
 
-    def check_size(self, header: bytes, length: int, what: str) -> None:
+    def check_size(self, header: bytes | bytearray, length: int, what: str) -> None:
         """ResourceExhausted if the peer said that it would not take that much."""
         limits = self.peer.limits
         if len(header) > limits.header:
@@ -145,19 +196,28 @@ class Connection:
                 f"{what}: buffers of {length} bytes are more than the {limits.payload} that the peer takes"
             )
 
-    def send_error(self, stream: int, status: int, message: str, details: Any = None) -> None:
-        """Ends a call with a status."""
-        parts = [_shorten(message)]
-        header = b""
+    def send_refusal(self, stream: int, status: int, message: str) -> None:
+        """Ends a call that no handler has seen, and says so."""
+        self.send(ERROR, stream, status, 0, _encode([_shorten(message)]), flags=FLAG_UNPROCESSED)
+
+    def send_error(
+        self, stream: int, status: int, message: str, details: Any = None, metadata: msgspec.Raw | None = None
+    ) -> None:
+        """Ends a call with a status. Details that cannot be sent are left out."""
+        message = _shorten(message)
+        header = _encode([message] if metadata is None else [message, None, metadata])
+        if metadata is not None and len(header) > self.peer.limits.header:
+            self.log.warning("%s: the metadata of an error cannot be sent: it has %d bytes", self, len(header))
+            header, metadata = _encode([message]), None
         if details is not None:
             try:
-                header = _encode([*parts, details])
-                if len(header) > self.peer.limits.header:
-                    raise ValueError(f"{len(header)} bytes")
+                detailed = _encode([message, details] if metadata is None else [message, details, metadata])
+                if len(detailed) > self.peer.limits.header:
+                    raise ValueError(f"{len(detailed)} bytes")
+                header = detailed
             except (TypeError, ValueError, OverflowError, RecursionError) as error:
                 self.log.warning("%s: the details of an error cannot be sent: %s", self, error)
-                header = b""
-        self.send(ERROR, stream, status, 0, header or _encode(parts))
+        self.send(ERROR, stream, status, 0, header)
 
     def send_cancel(self, stream: int, token: int = 0) -> None:
         """Says that a call's answer is not wanted any more; if the call itself is still being sent under `token`, after
@@ -168,13 +228,28 @@ class Connection:
         else:
             pin.then = RECORD_FRAME.pack(self.number, FRAME.size, 0, CANCEL, 0, 0, stream, 0, 0, 0)
 
+    def send_data(self, stream: int, header: bytearray, buffers: Sequence[bytes | memoryview], length: int) -> int:
+        """Sends items. What goes by reference goes at once, so what was sent before is sent before it. A token in
+        `pins`, else 0."""
+        if length >= self._reference_from:
+            self.reactor.submit()
+        return self.send(DATA, stream, header=header, buffers=buffers, length=length)
+
+    def unread(self) -> int:
+        """Bytes of small frames that wait for the peer to read."""
+        return self.reactor.queued(self.number)
+
     def send_ping(self, header: bytes) -> None:
         """Asks for a pong with the same header."""
         self.send(PING, 0, header=header)
 
-    def send_goaway(self, status: Status, message: str) -> None:
-        """Asks for no more calls."""
-        self.send(GOAWAY, 0, status, 0, _encode([_shorten(message)]))
+    def send_goaway(self, status: Status, message: str, *, answered: bool = False) -> None:
+        """Asks for no more calls. A peer that knows nothing of this side yet is told no more than it must. `answered`:
+        all calls that were begun are, and this is the last frame."""
+        if not self.introduced:
+            self.introduce(dataclasses.replace(self.own, methods={}))
+        flags = FLAG_UNPROCESSED if answered else 0
+        self.send(GOAWAY, 0, status, 0, _encode([_shorten(message)]), flags=flags)
 
     def disconnect(self, why: str) -> None:
         """Closes the connection after what is queued has been sent."""
@@ -190,9 +265,39 @@ class Connection:
 
     def violated(self, what: str) -> None:
         """The peer broke the protocol: it is told, and the connection closed."""
+        if self.ended is not None:
+            return
         self.log.warning("%s: %s; the connection is closed", self, what)
+        self.reactor.violations += 1
         self.send_goaway(Status.INVALID_ARGUMENT, what)
         self.disconnect(what)
+
+    # ---- watched: see keepalive.py
+
+    def silence(self) -> float:
+        # Before the own hello nothing may be sent, and the peer has nothing to answer.
+        return self.reactor.silence(self.number) if self.introduced else 0.0
+
+    def probe(self) -> None:
+        self.send_ping(_PROBE)
+
+    def silent(self, seconds: float) -> None:
+        why = f"the peer was silent for {seconds:.3g} s and does not answer pings"
+        self.log.warning("%s: %s", self, why)
+        self.abort(why)
+
+    def watch(self, seconds: float, item: Watch) -> int:
+        return self.reactor.deadlines.add(seconds, item)
+
+    def unwatch(self, tick: int, item: Watch) -> None:
+        self.reactor.deadlines.discard(tick, item)
+
+    def tunnel_ended(self, error: OSError | None) -> None:
+        """The TLS side has ended: in good order, or with an error, which the reactor cannot know of."""
+        if error is not None and self.ended is None:
+            self.ended = f"TLS: {describe(error)}"
+            blamed = not isinstance(error, ssl.SSLEOFError | ConnectionError)
+            self.log.log(logging.WARNING if blamed else logging.DEBUG, "%s: %s", self, self.ended)
 
     # ---- in: called by the reactor
 
@@ -218,33 +323,72 @@ class Connection:
     def response(self, stream: int, header: bytes, payload: bytes | memoryview) -> None:
         """An answer. To no call of this end: too late, or nonsense, and nothing is lost by ignoring it."""
 
-    def error(self, stream: int, status: int, header: bytes) -> None:
+    def error(self, stream: int, status: int, header: bytes, unprocessed: bool) -> None:
         """A call failed. See `response`."""
 
     def cancel(self, stream: int) -> None:
         """The caller does not want the answer any more."""
 
-    def refused(self, kind: int, stream: int, length: int) -> None:
+    def refused(self, kind: int, flags: int, stream: int, header_length: int, length: int) -> None:
         """A payload of the peer was over the limit and is discarded; the stream of frames is intact."""
+
+    # ---- streams
+
+    def open_streams(self) -> Streams:
+        """The connection's streams; made when they are first needed."""
+        if self.streams is None:
+            self.streams = Streams(self)
+        return self.streams
+
+    def stream_request(
+        self, stream: int, method: int, flags: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
+    ) -> None:
+        """A call with streams. This end serves none."""
+        self.send_error(stream, Status.UNIMPLEMENTED, "this side serves no calls")
+
+    def data(self, stream: int, header: bytes, payload: bytes | memoryview) -> None:
+        """Items of a stream."""
+        self.open_streams().data(stream, header, payload)
+
+    def end_received(self, stream: int) -> None:
+        """The caller has no more items."""
+        self.violated("an end of items from a side that serves calls")
+
+    def credit(self, stream: int, count: int) -> None:
+        """The peer takes more items."""
+        self.open_streams().granted(stream, count)
+
+    def stray_data(self, stream: int) -> None:
+        """Items of a stream that nobody here receives. To no call of this end: too late, and ignored."""
+
+    def stream_failed(self, stream: int, error: ZcrpcError) -> None:
+        """What came on a stream cannot be taken: its call is over."""
 
     def ping_received(self, header: bytes) -> None:
         """Answers."""
         if len(header) > PING_LIMIT:
             self.violated(f"a ping of {len(header)} bytes")
+        elif not self.introduced:
+            self.violated("a ping before it was answered with a hello")
         else:
             self.send(PONG, 0, header=header)
 
     def pong(self, header: bytes) -> None:
         """The answer to a ping."""
+        if header == _PROBE and self.watched is not None:
+            self.watched.answered()
 
-    def goaway_received(self, status: int, header: bytes) -> None:
-        """The peer takes no more calls."""
+    def goaway_received(self, status: int, header: bytes, unprocessed: bool) -> None:
+        """The peer takes no more calls. `unprocessed`: and calls that are not answered when the connection ends were
+        not begun."""
 
     def sent(self, token: int) -> None:
         """A referenced payload may be let go."""
         pin = self.pins.pop(token, None)
         if pin is not None:
             self.pinned -= pin.length
+            if pin.done is not None:
+                pin.done()
             if pin.then is not None:
                 self.reactor.pieces.append(pin.then)
                 self.reactor.wake()
@@ -252,12 +396,22 @@ class Connection:
     def closed(self, reason: int, number: int) -> None:
         """The connection is gone. The reactor's last word about it."""
         self.pins.clear()
+        if self.watched is not None:
+            self.watched.stop()
         text, blamed = _ENDS.get(reason, ("closed", True))
         if reason == lib.ZC_CLOSE_SYSTEM and number:
             text = os.strerror(number)
         if self.ended is None:
             self.ended = text
         self.log.log(logging.WARNING if blamed else logging.DEBUG, "%s: %s", self, text)
+        if blamed:
+            self.reactor.violations += 1
+        if self.streams is not None:
+            self.streams.close(self.end_of_calls(reason))
+
+    def end_of_calls(self, reason: int) -> Unavailable:
+        """What calls without an answer fail with. reason: enum zc_close."""
+        return self.loss()
 
     # ---- headers
 
@@ -265,19 +419,30 @@ class Connection:
         """The exception that an error frame or a goaway stands for."""
         message: Any = ""
         details: Any = None
+        carried: Any = None
         if header:
             try:
                 parts = self.reactor.codec.decode(header)
-            except HeaderError as error:
-                self.log.warning("%s: an error's header does not decode: %s", self, error)
+            except HeaderError as wrong:
+                self.log.warning("%s: an error's header does not decode: %s", self, wrong)
                 parts = None
             if type(parts) is list and parts:
                 message, details = parts[0], parts[1] if len(parts) > 1 else None
-        return from_status(status, message if type(message) is str else "", details)
+                if len(parts) > 2:
+                    carried = parts[2]
+        error = from_status(status, message if type(message) is str else "", details)
+        if carried is not None:
+            try:
+                error.metadata = metadata.decode(carried, self.limits.metadata, "an error")
+            except (metadata.MetadataError, ResourceExhausted) as wrong:
+                self.log.warning("%s: %s", self, wrong)
+        return error
 
-    def loss(self) -> Unavailable:
+    def loss(self, unprocessed: bool = False) -> Unavailable:
         """What calls fail with when the connection is gone."""
-        return Unavailable(f"{self.name}: {self.ended or 'closed'}")
+        error = Unavailable(f"{self.name}: {self.ended or 'closed'}")
+        error.unprocessed = unprocessed
+        return error
 
 
 def _shorten(message: str) -> str:

@@ -36,6 +36,8 @@ from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeAlias
 
+from zcrpc.context import SCOPE, Scope
+
 Finish: TypeAlias = Callable[[Any, BaseException | None], None]
 Handler: TypeAlias = Coroutine[Any, Any, Any]
 
@@ -92,7 +94,20 @@ _DONE = object()  # what a driver yields when it wants the next coroutine
 class _Worker:
     """A task that is parked, or works on one job."""
 
-    __slots__ = ("context", "driver", "error", "job", "lives", "parked", "result", "run", "runner", "send", "task")
+    __slots__ = (
+        "context",
+        "driver",
+        "error",
+        "job",
+        "lives",
+        "parked",
+        "result",
+        "run",
+        "runner",
+        "scope",
+        "send",
+        "task",
+    )
 
     def __init__(self, runner: WorkerRunner) -> None:
         self.runner = runner
@@ -100,6 +115,7 @@ class _Worker:
         self.run = self.context.run
         self.result: Any = None  # of the coroutine that the driver has ended
         self.error: BaseException | None = None
+        self.scope: Scope = None  # of the coroutine that the driver is to begin
         self.job: _Job | None = None
         self.parked: asyncio.Future[None] | None = None
         self.start_driver()
@@ -117,13 +133,16 @@ class _Worker:
 
     @types.coroutine
     def _drive(self) -> Generator[Any, Any, None]:
+        enter, leave = SCOPE.set, SCOPE.reset
         while True:
             coroutine = yield _DONE
+            token = enter(self.scope)
             try:
                 self.result = yield from coroutine
             except (Exception, asyncio.CancelledError) as error:
                 self.error = error
-            del coroutine
+            leave(token)  # the context equals the template again, if the handler left it alone
+            del coroutine, token
             if self.job is not None:  # handed over meanwhile: the worker goes on
                 return
 
@@ -201,15 +220,18 @@ class WorkerRunner:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.template = contextvars.copy_context()
+        if SCOPE in self.template:  # the server was started inside a call of another
+            self.template.run(SCOPE.set, None)
         self._parked: list[_Worker] = []
         self._closed = False
 
-    def start(self, coroutine: Handler) -> Any:
+    def start(self, coroutine: Handler, scope: Scope = None) -> Any:
         """Runs the coroutine's first step. Its result if that was all, its exception if it raised one, else a
-        `Suspended`."""
+        `Suspended`. `scope`: what `zcrpc.context` says inside of it."""
         if not self._parked:
             self._parked.append(_Worker(self))
         worker = self._parked[-1]
+        worker.scope = scope
         loop, task = self.loop, worker.task
         _enter_task(loop, task)
         try:
@@ -289,10 +311,14 @@ if sys.version_info >= (3, 12):
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
             self._loop = loop
 
-        def start(self, coroutine: Handler) -> Any:
+        def start(self, coroutine: Handler, scope: Scope = None) -> Any:
             """Runs the coroutine's first step. Its result if that was all, its exception if it raised one, else a
-            `Suspended`."""
-            task = asyncio.Task(coroutine, loop=self._loop, eager_start=True)
+            `Suspended`. `scope`: what `zcrpc.context` says inside of it."""
+            token = SCOPE.set(scope)  # the task copies the context
+            try:
+                task = asyncio.Task(coroutine, loop=self._loop, eager_start=True)
+            finally:
+                SCOPE.reset(token)
             if task.done():
                 return task.result()
             return _Waiting(task)

@@ -9,6 +9,7 @@ translate.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
@@ -38,22 +39,27 @@ class ZcrpcError(Exception):
     """The root of all errors of zcrpc.
 
     `message` is for people. `details` is for programs: None, or anything msgpack can carry; it crosses the wire as it
-    is.
+    is. `metadata`: what came with an error that a server answered; it does not travel on. `unprocessed`, on the
+    caller's side: it is certain that no handler has seen the call, so it may safely be made again.
     """
 
     status: ClassVar[Status] = Status.UNKNOWN
+    unprocessed: bool = False
 
     def __init__(self, message: str = "", *, details: Any = None) -> None:
         super().__init__(message)
         self.message = message
         self.details = details
+        self.metadata: Mapping[str, str | bytes] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.message, self.details)
+        return _rebuild, (type(self), self.message, self.details, dict(self.metadata))
 
 
-def _rebuild(kind: type[ZcrpcError], message: str, details: Any) -> ZcrpcError:
-    return kind(message, details=details)
+def _rebuild(kind: type[ZcrpcError], message: str, details: Any, metadata: Mapping[str, str | bytes]) -> ZcrpcError:
+    error = kind(message, details=details)
+    error.metadata = metadata
+    return error
 
 
 class Cancelled(ZcrpcError):

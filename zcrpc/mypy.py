@@ -4,9 +4,10 @@
     plugins = ["zcrpc.mypy"]
 
 A typed client is of the service's own class, and its methods have that class's signatures. At run time they take more:
-`timeout=`, and any buffer where the service will get `bytes` or a `memoryview`. Python's types have no way to say "the
-same parameters, but"; here it is said for mypy. What else is called on an object of the service's class, such as in the
-service itself, is checked no more strictly than that.
+`timeout=`, `metadata=`, `wait_for_ready=` and, for one result, `idempotent=`, and any buffer where the service will get
+`bytes` or a `memoryview`. Python's types have no way to say "the same parameters, but"; here it is said for mypy. What
+else is called on an object of the service's class, such as in the service itself, is checked no more strictly than
+that.
 """
 
 from __future__ import annotations
@@ -51,12 +52,23 @@ def _as_called(context: MethodSigContext) -> FunctionLike:
     signature = context.default_signature
     buffer = context.api.named_generic_type("typing_extensions.Buffer", [])
     taken = [_or_buffer(each, buffer) for each in signature.arg_types]
-    seconds = UnionType([context.api.named_generic_type("builtins.float", []), NoneType()])
+    named = context.api.named_generic_type
+    seconds = UnionType([named("builtins.float", []), NoneType()])
+    text = named("builtins.str", [])
+    metadata = UnionType([named("typing.Mapping", [text, UnionType([text, named("builtins.bytes", [])])]), NoneType()])
+    added: dict[str, Type] = {
+        "timeout": seconds,
+        "metadata": metadata,
+        "wait_for_ready": UnionType([named("builtins.bool", []), NoneType()]),
+    }
+    result = get_proper_type(signature.ret_type)
+    if isinstance(result, Instance) and result.type.fullname == "typing.Coroutine":  # not a stream
+        added["idempotent"] = named("builtins.bool", [])
     at = len(signature.arg_kinds) - (ARG_STAR2 in signature.arg_kinds)  # before **keywords
     return signature.copy_modified(
-        arg_types=[*taken[:at], seconds, *taken[at:]],
-        arg_kinds=[*signature.arg_kinds[:at], ARG_NAMED_OPT, *signature.arg_kinds[at:]],
-        arg_names=[*signature.arg_names[:at], "timeout", *signature.arg_names[at:]],
+        arg_types=[*taken[:at], *added.values(), *taken[at:]],
+        arg_kinds=[*signature.arg_kinds[:at], *[ARG_NAMED_OPT] * len(added), *signature.arg_kinds[at:]],
+        arg_names=[*signature.arg_names[:at], *added, *signature.arg_names[at:]],
     )
 
 

@@ -27,6 +27,7 @@ class Pool:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, options: Options) -> None:
         self.key = loop, options
+        self.options = options
         self.users = 0
         self.regions = RegionMap(locks=options.locks, budget=options.budget, retain=options.retain)
         self.reactor = Reactor(loop, self.regions.handle, options.reactor)

@@ -23,19 +23,25 @@ from typing import TYPE_CHECKING, Any, Final
 from zcrpc._native import check, ffi, lib
 from zcrpc.codec import Codec
 from zcrpc.deadlines import Deadlines
+from zcrpc.streams import Counters, Sender
 from zcrpc.wire import (
     CANCEL,
+    CREDIT,
+    DATA,
+    END,
     ERROR,
     EVENT,
     EVENT_CLOSED,
     EVENT_REFUSED,
     EVENT_SENT,
+    FLAG_UNPROCESSED,
     GOAWAY,
     HELLO,
     PING,
     PONG,
     REQUEST,
     RESPONSE,
+    STREAMS,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +99,10 @@ class Reactor:
         "deadlines",
         "loop",
         "pieces",
+        "streams",
         "submits",
+        "unsent",
+        "violations",
         "wake",
     )
 
@@ -120,7 +129,10 @@ class Reactor:
         self.codec = Codec()
         self.deadlines = Deadlines(loop)
         self.connections: dict[int, Connection] = {}
-        self.pieces: list[bytes | memoryview] = []  # records for zc_reactor_submit; append, then wake()
+        self.pieces: list[bytes | bytearray | memoryview] = []  # records for zc_reactor_submit; append, then wake()
+        self.unsent: list[Sender] = []  # streams with items that are sent at the next flush; append, then wake()
+        self.streams = Counters()
+        self.violations = 0  # of the protocol, by peers
         self.wake: Callable[[], None] = self._schedule_submit
         loop.add_reader(lib.zc_reactor_fd(self._handle), self._turn)
         self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
@@ -140,6 +152,14 @@ class Reactor:
         self.connections[number] = connection
         return number
 
+    def silence(self, number: int) -> float:
+        """Seconds since something came from a connection, or since it is read again after it was not for a while. 0: it
+        is not read now, or is gone."""
+        if self._handle is None:
+            return 0.0
+        milliseconds: int = lib.zc_reactor_silence(self._handle, number)
+        return max(0, milliseconds) / 1000
+
     def set_peer(self, number: int, chunk: int, map_from: int) -> None:
         """How the peer wants payloads to be sent."""
         peer = ffi.new("struct zc_peer *", {"chunk": chunk, "map_from": map_from})
@@ -149,6 +169,8 @@ class Reactor:
 
     def disconnect(self, number: int, flush: bool) -> None:
         """Closes a connection, having sent everything or at once. Its `closed` is called later in both cases."""
+        if self._handle is None:
+            return
         if flush:
             self.flush()
         lib.zc_reactor_disconnect(self._handle, number, flush)
@@ -168,7 +190,28 @@ class Reactor:
             check(code, "sending a payload")
         return 0, None
 
+    def queued(self, number: int) -> int:
+        """Bytes that wait for a connection's peer to read, not counting what is referenced."""
+        return max(0, lib.zc_reactor_queued(self._handle, number)) if self._handle is not None else 0
+
     def flush(self) -> None:
+        """Sends what waits in `unsent` and `pieces`."""
+        if self.unsent:
+            self._flush_senders()
+        self.submit()
+
+    def _flush_senders(self) -> None:
+        while self.unsent:
+            unsent, self.unsent = self.unsent, []
+            for sender in unsent:
+                sender.dirty = False
+                try:
+                    sender.flush()
+                except Exception:
+                    _log.exception("%s: items could not be sent; the connection is closed", sender)
+                    sender.streams.connection.abort()
+
+    def submit(self) -> None:
         """Submits what waits in `pieces`."""
         pieces = self.pieces
         if pieces:
@@ -186,7 +229,9 @@ class Reactor:
     def _submit_soon(self) -> None:
         self.submits = False
         if self._handle is not None:
-            self.flush()
+            if self.unsent:
+                self._flush_senders()
+            self.submit()
 
     # ---- in
 
@@ -219,7 +264,7 @@ class Reactor:
                 deadline_ms,
                 method,
                 kind,
-                _,
+                flags,
             ) in iterator:
                 connection = connections.get(number)
                 if connection is None:
@@ -228,6 +273,18 @@ class Reactor:
                     continue
                 try:
                     if kind == REQUEST:
+                        if flags & STREAMS:
+                            connection.stream_request(
+                                stream,
+                                method,
+                                flags,
+                                deadline_ms,
+                                data[header : header + header_length],
+                                leased_view(lease, payload, payload_length)
+                                if lease
+                                else data[payload : payload + payload_length],
+                            )
+                            continue
                         connection.request(
                             stream,
                             method,
@@ -245,15 +302,26 @@ class Reactor:
                             if lease
                             else data[payload : payload + payload_length],
                         )
+                    elif kind == DATA:
+                        connection.data(
+                            stream,
+                            data[header : header + header_length],
+                            leased_view(lease, payload, payload_length)
+                            if lease
+                            else data[payload : payload + payload_length],
+                        )
                     elif kind == EVENT_SENT:
                         connection.sent(aux)
                     elif kind == EVENT_CLOSED:
                         del connections[number]
                         connection.closed(method, aux)
+                    elif kind == CREDIT:
+                        connection.credit(stream, deadline_ms)
+                    elif kind == EVENT_REFUSED:
+                        connection.refused(aux & 0xFF, flags, stream, aux >> 8, payload_length)
                     else:
-                        self._dispatch_other(
-                            connection, kind, stream, method, aux, payload_length, data[header : header + header_length]
-                        )
+                        frame_header = data[header : header + header_length]
+                        self._dispatch_other(connection, kind, flags, stream, method, frame_header)
                 except Exception:
                     _log.exception(
                         "%s: an event of kind %d could not be dealt with; the connection is closed", connection, kind
@@ -267,13 +335,15 @@ class Reactor:
         finally:
             self.submits = scheduled
             if self._handle is not None:
-                self.flush()
+                if self.unsent:
+                    self._flush_senders()
+                self.submit()
 
     def _dispatch_other(
-        self, connection: Connection, kind: int, stream: int, method: int, aux: int, payload_length: int, header: bytes
+        self, connection: Connection, kind: int, flags: int, stream: int, method: int, header: bytes
     ) -> None:
         if kind == ERROR:
-            connection.error(stream, method, header)
+            connection.error(stream, method, header, flags & FLAG_UNPROCESSED != 0)
         elif kind == CANCEL:
             connection.cancel(stream)
         elif kind == HELLO:
@@ -283,9 +353,9 @@ class Reactor:
         elif kind == PONG:
             connection.pong(header)
         elif kind == GOAWAY:
-            connection.goaway_received(method, header)
-        elif kind == EVENT_REFUSED:
-            connection.refused(aux, stream, payload_length)
+            connection.goaway_received(method, header, flags & FLAG_UNPROCESSED != 0)
+        elif kind == END:
+            connection.end_received(stream)
 
     def _sweep(self) -> None:
         self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep)
@@ -314,6 +384,7 @@ class Reactor:
         self._sweeper.cancel()
         self.deadlines.close()
         self.pieces.clear()
+        self.unsent.clear()
         self._batches.clear()  # before the memory goes: nobody else has seen these views
         lib.zc_reactor_destroy(handle)
         connections = list(self.connections.values())

@@ -9,23 +9,29 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Final
 
-from zcrpc import calibration
+from zcrpc import calibration, tls
 from zcrpc._native import lib
 from zcrpc.address import Address, parse
 from zcrpc.calibration import Receive
+from zcrpc.credentials import Authenticate, Caller, peer_process
 from zcrpc.eager import Runner
 from zcrpc.errors import FailedPrecondition, Status
+from zcrpc.interceptors import Intercepted, Interceptor, check, kind_of
+from zcrpc.keepalive import Watching
+from zcrpc.metadata import DEFAULT_LIMIT
 from zcrpc.reactor import Reactor, ReactorOptions
 from zcrpc.regions import RegionMap
 from zcrpc.service import Service, plans
 from zcrpc.serving import Handlers, ServerConnection
-from zcrpc.sockets import bind_tcp, bind_unix
+from zcrpc.sockets import bind_tcp, bind_unix, watch_over
 from zcrpc.stats import Stats, collect
-from zcrpc.wire import Hello, Limits
+from zcrpc.tls import Tunnel
+from zcrpc.wire import CONNECTION_WINDOW, STREAM_WINDOW, Hello, Limits
 
 _log = logging.getLogger("zcrpc.server")
 
@@ -46,8 +52,11 @@ _FAREWELL_SECONDS: Final = 1.5
 class _Listener:
     """One listening socket."""
 
-    def __init__(self, server: Server, sock: socket.socket, address: Address, mapping: int) -> None:
+    def __init__(
+        self, server: Server, sock: socket.socket, address: Address, mapping: int, tls: SSLContext | None
+    ) -> None:
         self.server = server
+        self.tls = tls
         self.sock = sock
         self.address = address
         self.mapping = mapping  # bytes from which on this listener's connections ask for whole pages; 0: never
@@ -90,8 +99,9 @@ class Listening:
     """What `Server.listen` returns: an async context manager that yields the bound address, and can also be awaited for
     it."""
 
-    def __init__(self, server: Server, address: str, backlog: int) -> None:
+    def __init__(self, server: Server, address: str, backlog: int, tls: SSLContext | None) -> None:
         self._server = server
+        self._tls = tls
         self._address = parse(address)
         self._backlog = backlog
         self._listener: _Listener | None = None
@@ -102,7 +112,7 @@ class Listening:
     async def __aenter__(self) -> str:
         if self._listener is not None:
             raise FailedPrecondition("listening already")
-        self._listener = await self._server._open(self._address, self._backlog)
+        self._listener = await self._server._open(self._address, self._backlog, self._tls)
         return str(self._listener.address)
 
     async def __aexit__(
@@ -127,15 +137,29 @@ class Server:
     max_message: bytes of buffers in one call at most; more is RESOURCE_EXHAUSTED.
     max_header: bytes of everything else in one call at most, up to 131072.
     max_in_flight: calls of one connection whose handlers wait; more is RESOURCE_EXHAUSTED.
+    max_calls: the same of all connections together.
+    max_queued: calls in all that have come and are not begun, because their peer has not taken earlier results; more is
+        RESOURCE_EXHAUSTED.
+    max_metadata: bytes of a call's metadata at most; more is RESOURCE_EXHAUSTED.
     max_connections: more are told so and closed.
     place_from: buffers of at least so many bytes in all are placed in a region, at most 65536; less is copied to
         `bytes` at once.
     map_from: buffers of at least so many bytes are mapped, if mapping is chosen at all.
     max_unread: bytes of small results waiting for a peer that does not read, from which on it is not read either.
     max_unsent: bytes of large results waiting to be sent to a peer, from which on no more of its calls are begun.
+    stream_window: bytes of a stream's items that may be here and not be taken yet, besides one that is longer; when
+        there are more, the peer waits. connection_window: the same for all streams of a connection together.
     stall_timeout: seconds after which a peer is dropped that stops in the middle of a frame, or does not read what
         waits for it.
-    hello_timeout: seconds that a new connection has to introduce itself.
+    hello_timeout: seconds that a new connection has to introduce itself, and to be authenticated; and the same for its
+        TLS handshake before.
+    keepalive, keepalive_timeout: seconds of silence after which a client is sent a ping, and that it has to answer;
+        None: it is not.
+    idle_timeout: seconds without a call after which a connection is closed; its client makes a new one when it needs
+        it. None: never.
+    interceptors: functions around every call, the outermost first; see zcrpc/interceptors.py.
+    authenticate: gives the identity of a new connection's `Credentials`, or raises `Unauthenticated`; plain or async.
+        None and False are refusals too. Without it every connection is taken.
 
     Large results are sent by reference: a buffer of 16 KiB or more that a handler returns must not change until it has
     been sent.
@@ -153,29 +177,61 @@ class Server:
         max_header: int = 64 << 10,
         max_in_flight: int = 1024,
         max_connections: int = 10_000,
+        max_calls: int = 10_000,
+        max_queued: int = 10_000,
+        max_metadata: int = DEFAULT_LIMIT,
         place_from: int = 32 << 10,
         map_from: int = 64 << 10,
         max_unread: int = 1 << 20,
         max_unsent: int = 64 << 20,
+        stream_window: int = STREAM_WINDOW,
+        connection_window: int = CONNECTION_WINDOW,
         stall_timeout: float = 30.0,
         hello_timeout: float = 10.0,
+        keepalive: float | None = None,
+        keepalive_timeout: float = 20.0,
+        idle_timeout: float | None = None,
+        interceptors: Sequence[Interceptor] = (),
+        authenticate: Authenticate | None = None,
     ) -> None:
         calibration.validate(receive)
-        for name, value in (("max_in_flight", max_in_flight), ("max_connections", max_connections)):
+        for name, value in (
+            ("max_in_flight", max_in_flight),
+            ("max_connections", max_connections),
+            ("max_calls", max_calls),
+            ("max_queued", max_queued),
+        ):
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
         if receive_threads < 0:
             raise ValueError(f"receive_threads={receive_threads}: must not be negative")
-        self.handlers, self.methods = _table(services)
+        if max_metadata < 0:
+            raise ValueError(f"max_metadata={max_metadata}: must not be negative")
+        if authenticate is not None and not callable(authenticate):
+            raise TypeError(f"authenticate is a function of Credentials, not {authenticate!r}")
+        self.handlers, self.stream_handlers, self.methods = _table(services, check(interceptors))
+        self.authenticate = authenticate
+        self.max_calls = max_calls
+        self.max_queued = max_queued
+        self.max_metadata = max_metadata
         self.max_connections = max_connections
         self.max_in_flight = max_in_flight
         self.max_message = min(max_message, budget)
         self.max_unsent = max_unsent
         self.hello_timeout = hello_timeout
+        self.stall_timeout = stall_timeout
+        self.watching = Watching(keepalive=keepalive, keepalive_timeout=keepalive_timeout, idle_timeout=idle_timeout)
         self._map_from = map_from
         self._receive: Receive = receive
         self._threads = receive_threads
-        self._limits = Limits(header=max_header, payload=self.max_message, in_flight=max_in_flight)
+        self._limits = Limits(
+            header=max_header,
+            payload=self.max_message,
+            in_flight=max_in_flight,
+            stream_window=stream_window,
+            connection_window=connection_window,
+            metadata=max_metadata,
+        )
         self._options = ReactorOptions(
             threaded=receive_threads > 0,
             receive=calibration.MODES[receive],
@@ -192,18 +248,24 @@ class Server:
         self._reactors: list[Reactor] = []
         self._listeners: list[_Listener] = []
         self._connections: set[ServerConnection] = set()
+        self._handshakes: set[asyncio.Task[None]] = set()  # of TLS
+        self._tunnels: set[Tunnel] = set()
         self._quiet = asyncio.Event()  # nothing is in flight, and all are gone, when closing
         self._closed = asyncio.Event()
         self._last: Stats | None = None
         self.closing = False
-        self.requests = self.errors = self.refused = 0
+        self.requests = self.errors = self.refused = self.unauthenticated = self.handshakes_failed = 0
+        self.exhausted = dict.fromkeys(("in_flight", "calls", "queued", "message", "metadata"), 0)
         self.calls = 0  # handlers that have suspended, in all connections
+        self.full = False  # they are as many as there may be
+        self.queued = 0  # calls put off, in all connections
         self._refusals = 0
 
     # ---- listening
 
-    def listen(self, address: str, *, backlog: int = 1024) -> Listening:
-        """Listens on tcp://host:port (port 0: any free one) or unix://path.
+    def listen(self, address: str, *, backlog: int = 1024, ssl: SSLContext | None = None) -> Listening:
+        """Listens on tcp://host:port (port 0: any free one) or unix://path. With `ssl`, a server's SSLContext, by TLS;
+        one whose verify_mode is CERT_REQUIRED asks clients for certificates. What is received is then copied.
 
             async with server.listen("tcp://127.0.0.1:0") as address: ...
 
@@ -211,7 +273,8 @@ class Server:
         the default grace. Can be awaited instead; then close the server yourself. Raises OSError if the address cannot
         be had.
         """
-        return Listening(self, address, backlog)
+        tls.validate(ssl, server_side=True)
+        return Listening(self, address, backlog, ssl)
 
     async def serve_forever(self) -> None:
         """Returns when the server has been closed."""
@@ -221,18 +284,22 @@ class Server:
         """What connections are greeted with that receive by mapping from so many bytes on (0: do not)."""
         return Hello(limits=self._limits, chunk=lib.ZC_CHUNK_BYTES, map_from=map_from, methods=self.methods)
 
-    async def _open(self, address: Address, backlog: int) -> _Listener:
+    async def _open(self, address: Address, backlog: int, context: SSLContext | None) -> _Listener:
         if self.closing:
             raise FailedPrecondition("the server is closed")
         loop = asyncio.get_running_loop()
         if self._loop is not None and self._loop is not loop:
             raise FailedPrecondition("the server belongs to another event loop")
-        map_from = 0 if address.is_unix else await calibration.mapped_from(self._receive, self._map_from)
+        map_from = 0
+        if not address.is_unix and context is None:
+            map_from = await calibration.mapped_from(self._receive, self._map_from)
         sock, bound = bind_unix(address) if address.is_unix else await bind_tcp(address)
         try:
+            if not address.is_unix:
+                watch_over(sock, self.stall_timeout)
             sock.listen(backlog)
             self._start(loop)
-            listener = _Listener(self, sock, bound, map_from)
+            listener = _Listener(self, sock, bound, map_from, context)
         except BaseException:
             sock.close()
             raise
@@ -257,25 +324,70 @@ class Server:
 
     def accepted(self, listener: _Listener, sock: socket.socket, peer: Any) -> None:
         """A new connection: goes to the reactor that has the fewest."""
-        name = (
-            f"{listener.address} ← {peer[0]}:{peer[1]}"
-            if isinstance(peer, tuple)
-            else f"{listener.address} ← fd {sock.fileno()}"
-        )
-        admitted = len(self._connections) - self._refusals < self.max_connections
+        process = peer_process(sock)
+        if process is None:
+            name = f"{listener.address} ← {peer[0]}:{peer[1]}"
+            where = Address(host=peer[0], port=peer[1])
+        else:
+            name = f"{listener.address} ← process {process.pid}, fd {sock.fileno()}"
+            where = listener.address
+        caller = Caller(str(where), process, identity=process)
+        admitted = len(self._connections) + len(self._handshakes) - self._refusals < self.max_connections
         if not admitted:
             self.refused += 1
             _log.warning("%s: refused, there are %d connections", name, self.max_connections)
-            if self._refusals >= _REFUSALS_AT_ONCE:
+            if self._refusals >= _REFUSALS_AT_ONCE or listener.tls is not None:
                 sock.close()
                 return
+        if listener.tls is None:
+            self._take(listener, sock, name, caller, None, admitted)
+        else:
+            assert self._loop is not None
+            task = self._loop.create_task(self._shake_hands(listener, listener.tls, sock, name, caller))
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+
+    async def _shake_hands(
+        self, listener: _Listener, context: SSLContext, sock: socket.socket, name: str, caller: Caller
+    ) -> None:
+        assert self._loop is not None
+        try:
+            async with asyncio.timeout(self.hello_timeout):
+                tunnel = await tls.open_tunnel(self._loop, sock, context, server_side=True)
+        except (OSError, ValueError) as error:  # TimeoutError is an OSError
+            self.handshakes_failed += 1
+            why = f"none within {self.hello_timeout:g} s" if isinstance(error, TimeoutError) else tls.describe(error)
+            _log.warning("%s: TLS handshake: %s", name, why)
+            return
+        self._tunnels.add(tunnel)
+        tunnel.on_close = lambda: self._tunnels.discard(tunnel)
+        if self.closing:
+            tunnel.close()
+        else:
+            caller.certificate = tunnel.peer_certificate
+            if caller.identity is None:
+                caller.identity = caller.certificate
+            self._take(listener, tunnel.inner, name, caller, tunnel, True)
+
+    def _take(
+        self,
+        listener: _Listener,
+        sock: socket.socket,
+        name: str,
+        caller: Caller,
+        tunnel: Tunnel | None,
+        admitted: bool,
+    ) -> None:
+        """A connection that can be talked over."""
         reactor = min(self._reactors, key=lambda reactor: len(reactor.connections))
         fd = sock.fileno()
         try:
-            connection = ServerConnection(self, reactor, fd, listener.mapping > 0, listener.hello, name)
+            connection = ServerConnection(self, reactor, fd, listener.mapping > 0, listener.hello, name, caller, tunnel)
         except Exception:
             _log.exception("%s: could not be taken over", name)
             sock.close()
+            if tunnel is not None:
+                tunnel.close()
             return
         sock.detach()
         self._connections.add(connection)
@@ -290,9 +402,15 @@ class Server:
             self._refusals -= 1
         self._note_quiet()
 
+    def call_begun(self) -> None:
+        """A handler has suspended."""
+        self.calls += 1
+        self.full = self.calls >= self.max_calls
+
     def call_done(self) -> None:
         """A suspended handler has ended."""
         self.calls -= 1
+        self.full = self.calls >= self.max_calls
         self._note_quiet()
 
     def _note_quiet(self) -> None:
@@ -306,13 +424,17 @@ class Server:
         if self._last is not None:
             return self._last
         return collect(
-            [reactor.stats() for reactor in self._reactors if not reactor.is_closed],
+            [reactor for reactor in self._reactors if not reactor.is_closed],
             self.regions,
             connections=len(self._connections),
             requests=self.requests,
             errors=self.errors,
             calls=self.calls,
             refused=self.refused,
+            handshakes_failed=self.handshakes_failed,
+            queued=self.queued,
+            unauthenticated=self.unauthenticated,
+            exhausted=self.exhausted,
         )
 
     async def close(self, grace: float = 5.0) -> None:
@@ -325,21 +447,26 @@ class Server:
         self.closing = True
         for listener in list(self._listeners):
             self._stop_listening(listener)
+        for task in self._handshakes:
+            task.cancel()
         for connection in self._connections:
             connection.be_careful()
             connection.send_goaway(Status.UNAVAILABLE, "the server is going away")
         try:
+            await asyncio.gather(*self._handshakes, return_exceptions=True)
             await self._until(lambda: not self.calls, grace)
             for connection in list(self._connections):
-                connection.backlog.clear()
+                connection.drop_backlog()
                 for call in list(connection.calls.values()):
                     call.stop()
                     connection.fail(
-                        call.stream, Status.UNAVAILABLE, f"{call.plan.name}() was cancelled: the server has gone away"
+                        call.stream,
+                        Status.UNAVAILABLE,
+                        f"{call.method}() was cancelled: the server has gone away",
                     )
             await self._until(lambda: not self.calls, _CLEANUP_SECONDS)
             for connection in list(self._connections):
-                connection.disconnect("the server is going away")
+                connection.part("the server is going away")
             await self._until(lambda: not self._connections, _FAREWELL_SECONDS)
             await asyncio.sleep(0)  # whoever called us may be a handler, inside a batch
         finally:
@@ -358,15 +485,21 @@ class Server:
         self._last = self.stats()
         for reactor in self._reactors:
             reactor.close()
+        for tunnel in list(self._tunnels):
+            tunnel.close()
         if self._reactors:
             self.runner.close()
         self.regions.close()
         self._closed.set()
 
 
-def _table(services: tuple[Service, ...]) -> tuple[Handlers, dict[str, int]]:
-    """Handlers by number, and numbers by name. Numbers begin with 1."""
+def _table(
+    services: tuple[Service, ...], interceptors: tuple[Interceptor, ...]
+) -> tuple[Handlers, Handlers, dict[str, int]]:
+    """Handlers by number, those of calls with streams apart; and numbers by name. Numbers begin with 1. Where there are
+    no interceptors, handlers are called as they are."""
     handlers: Handlers = {}
+    stream_handlers: Handlers = {}
     numbers: dict[str, int] = {}
     for service in services:
         if isinstance(service, type) and issubclass(service, Service):
@@ -379,6 +512,9 @@ def _table(services: tuple[Service, ...]) -> tuple[Handlers, dict[str, int]]:
         for plan in found.values():
             if plan.name in numbers:
                 raise ValueError(f"two services have a method {plan.name}")
-            number = numbers[plan.name] = len(handlers) + 1
-            handlers[number] = plan, getattr(service, plan.attribute)
-    return handlers, numbers
+            number = numbers[plan.name] = len(numbers) + 1
+            handler = getattr(service, plan.attribute)
+            if interceptors:
+                handler = Intercepted(interceptors, handler, kind_of(plan))
+            (stream_handlers if plan.streams else handlers)[number] = plan, handler
+    return handlers, stream_handlers, numbers

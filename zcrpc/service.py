@@ -12,42 +12,50 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import types
 import typing
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import Any, ClassVar, Final, TypeVar, overload
 
 import msgspec
 
-from zcrpc.codec import BYTES, REMEMBERED, VIEWS, Codec
+from zcrpc.codec import BYTES, REMEMBERED, VIEWS, Codec, HeaderError
 from zcrpc.conversion import Converter, converter
-from zcrpc.errors import InvalidArgument
+from zcrpc.errors import Internal, InvalidArgument, ZcrpcError
+from zcrpc.wire import STREAM_IN, STREAM_OUT
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Keywords of the caller's side of a call; a parameter of that name could not be given by keyword.
-RESERVED: Final = frozenset({"timeout", "returns"})
+RESERVED: Final = frozenset({"timeout", "returns", "metadata", "idempotent", "wait_for_ready"})
+# Annotations of streams.
+_STREAMS: Final = (AsyncIterator, AsyncIterable, AsyncGenerator)
 _MARK: Final = "__zcrpc_method__"
+_IDEMPOTENT: Final = "__zcrpc_idempotent__"
 
 
 @overload
 def method(function: Function, /) -> Function: ...
 @overload
-def method(*, name: str | None = None) -> Callable[[Function], Function]: ...
+def method(*, name: str | None = None, idempotent: bool = False) -> Callable[[Function], Function]: ...
 def method(
-    function: Function | None = None, /, *, name: str | None = None
+    function: Function | None = None, /, *, name: str | None = None, idempotent: bool = False
 ) -> Function | Callable[[Function], Function]:
     """Makes a function of a `Service`, `async def` or plain, callable from afar. A plain one runs in the event loop and
-    must not block.
+    must not block. An asynchronous generator is a stream to the caller; a parameter that is an AsyncIterator, a stream
+    from the caller.
 
-    `name`: what it is called on the wire, if not by its own name.
+    `name`: what it is called on the wire, if not by its own name. `idempotent`: to run it twice does no more than to
+    run it once, so that clients may make a call again that was lost; see `Retries`.
     """
 
     def mark(function: Function) -> Function:
         if not inspect.isfunction(function):
             raise TypeError(f"@method is for functions, not for {function!r}")
-        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
-            raise TypeError(f"{function.__qualname__}: a method returns one result; generators cannot be served")
+        if inspect.isgeneratorfunction(function):
+            raise TypeError(f"{function.__qualname__}: a stream is served by an asynchronous generator: `async def`")
         setattr(function, _MARK, name or function.__name__)
+        setattr(function, _IDEMPOTENT, idempotent)
         return function
 
     return mark if function is None else mark(function)
@@ -72,6 +80,70 @@ class Parameter:
     required: bool
 
 
+@dataclasses.dataclass(slots=True, frozen=True)
+class Items:
+    """The items of a stream, in one direction. `one`: from what arrived to what the annotation says; None if anything
+    goes. `many`: the same for a list of them. `error`: what it is if one is wrong."""
+
+    what: str
+    one: Converter | None
+    many: Converter | None
+    buffers: int  # how they are to be decoded: BYTES, VIEWS, REMEMBERED
+    error: type[ZcrpcError]
+
+    def decode(
+        self, header: bytes, payload: bytes | memoryview, codec: Codec, number: int
+    ) -> tuple[list[Any], ZcrpcError | None]:
+        """The items of a frame, the first of which has this number; up to the first that is wrong, and what is."""
+        try:
+            items = codec.decode(header, payload, self.buffers)
+        except HeaderError as error:
+            return [], self.error(f"{self.what}: {error}")
+        try:
+            if type(items) is not list or not items:
+                return [], self.error(f"{self.what}: a frame of items is an array of them")
+            return self._convert(items, codec), None
+        except (msgspec.ValidationError, RecursionError):
+            return self._convert_singly(items, codec, number)
+        finally:
+            codec.forget()
+
+    def _convert(self, items: list[Any], codec: Codec) -> list[Any]:
+        one, many = self.one, self.many
+        if one is None or many is None:
+            settled: list[Any] = codec.settle(items)
+            return settled
+        if one.exact is not None and {*map(type, items)} == {one.exact}:
+            return items
+        if one.anything and not one.views:
+            items = codec.settle(items)
+        converted: list[Any] = many.convert(items)
+        return converted
+
+    def _convert_singly(self, items: list[Any], codec: Codec, number: int) -> tuple[list[Any], ZcrpcError | None]:
+        good: list[Any] = []
+        for item in items:
+            try:
+                good += self._convert([item], codec)
+            except (msgspec.ValidationError, RecursionError) as error:
+                why = (
+                    str(error).replace("$[0]", "$")
+                    if isinstance(error, msgspec.ValidationError)
+                    else "nested too deeply"
+                )
+                return good, self.error(f"{self.what}: item {number + len(good)}: {why.removesuffix(' - at `$`')}")
+        return good, None
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class ItemsParameter:
+    """The parameter of a method that is a stream of items."""
+
+    name: str
+    index: int  # among those by position; -1: by keyword only
+    items: Items
+
+
 @dataclasses.dataclass(slots=True)
 class Plan:
     """One method, ready to be called."""
@@ -88,6 +160,42 @@ class Plan:
     exact: list[type]  # of positional arguments that need no conversion at all
     converts: bool  # arguments of other types do
     buffers: int  # how they are to be decoded: BYTES, VIEWS, REMEMBERED
+    idempotent: bool  # clients may make a call again that was lost
+    incoming: ItemsParameter | None  # a stream from the caller, which is no argument on the wire
+    outgoing: Items | None  # a stream to the caller, instead of a result
+
+    @property
+    def streams(self) -> int:
+        """Flags of its requests: STREAM_IN, STREAM_OUT."""
+        return (STREAM_IN if self.incoming is not None else 0) | (STREAM_OUT if self.outgoing is not None else 0)
+
+    def put_items(self, arguments: list[Any], keywords: dict[str, Any], items: Any) -> None:
+        """Adds the stream from the caller to the arguments of a call."""
+        incoming = self.incoming
+        if incoming is None:
+            return
+        if 0 <= incoming.index <= len(arguments):
+            arguments.insert(incoming.index, items)
+        else:
+            keywords[incoming.name] = items
+
+    def take_items(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+        """Takes the stream from the caller out of the arguments of a call: what is left of those by position, and the
+        items. TypeError if there is none."""
+        incoming = self.incoming
+        if incoming is None:
+            return arguments, None
+        index = incoming.index
+        if incoming.name in keywords:
+            items = keywords.pop(incoming.name)
+        elif 0 <= index < len(arguments):
+            items = arguments[index]
+            arguments = arguments[:index] + arguments[index + 1 :]
+        else:
+            raise TypeError(f"{self.name}() misses '{incoming.name}'")
+        if not isinstance(items, (AsyncIterable, Iterable)) or isinstance(items, (str, bytes, bytearray, memoryview)):
+            raise TypeError(f"{self.name}(): '{incoming.name}' is an iterable of items, not {type(items).__name__}")
+        return arguments, items
 
     def bind(self, arguments: list[Any], codec: Codec) -> list[Any]:
         """Positional arguments, converted in place. InvalidArgument names the one that is wrong."""
@@ -201,6 +309,15 @@ def _wire_name(service: type[Service], attribute: str) -> str | None:
     return None
 
 
+def _is_idempotent(service: type[Service], attribute: str) -> bool:
+    """As the definition that was decorated last says."""
+    for base in service.__mro__:
+        function = base.__dict__.get(attribute)
+        if isinstance(getattr(function, _MARK, None), str):
+            return bool(getattr(function, _IDEMPOTENT, False))
+    return False
+
+
 def _plan(service: type[Service], attribute: str, wire_name: str) -> Plan:
     function = getattr(service, attribute)
     name = f"{service.__zcrpc_name__}.{wire_name}"
@@ -211,7 +328,7 @@ def _plan(service: type[Service], attribute: str, wire_name: str) -> Plan:
         raise TypeError(f"{name}: its annotations cannot be resolved: {error}") from error
     positional: list[Parameter] = []
     named: dict[str, Parameter] = {}
-    rest = extra = None
+    rest = extra = incoming = None
     for index, declared in enumerate(signature.parameters.values()):
         if index == 0:
             continue  # self
@@ -219,6 +336,9 @@ def _plan(service: type[Service], attribute: str, wire_name: str) -> Plan:
             raise TypeError(
                 f"{name}: '{declared.name}' belongs to the caller; rename the parameter, or make it positional-only"
             )
+        if _is_stream(hints.get(declared.name)):
+            incoming = _items_parameter(name, declared, len(positional), hints[declared.name], incoming)
+            continue
         parameter = Parameter(
             declared.name,
             converter(f"{name}(): '{declared.name}'", hints.get(declared.name, Any)),
@@ -236,6 +356,7 @@ def _plan(service: type[Service], attribute: str, wire_name: str) -> Plan:
     everything = [*positional, *named.values(), *(each for each in (rest, extra) if each)]
     views = any(parameter.converter is not None and parameter.converter.views for parameter in everything)
     mixed = any(parameter.converter is None or parameter.converter.anything for parameter in everything)
+    outgoing = _outgoing(name, function, hints.get("return", Any))
     needs_names = any(parameter.required and parameter not in positional for parameter in named.values())
     return Plan(
         name=name,
@@ -247,11 +368,61 @@ def _plan(service: type[Service], attribute: str, wire_name: str) -> Plan:
         extra=extra,
         # A keyword that must be given makes every positional call an odd one.
         required=1 << 30 if needs_names else sum(parameter.required for parameter in positional),
-        result=converter(f"{name}(): its result", hints.get("return", Any)),
+        result=None if outgoing else converter(f"{name}(): its result", hints.get("return", Any)),
         exact=[_Never] if needs_names else [_exact(parameter.converter) for parameter in positional],
         converts=any(parameter.converter is not None for parameter in everything),
-        buffers=BYTES if not views else REMEMBERED if mixed else VIEWS,
+        buffers=_mode(views, mixed),
+        idempotent=_is_idempotent(service, attribute),
+        incoming=incoming,
+        outgoing=outgoing,
     )
+
+
+def _mode(views: bool, mixed: bool) -> int:
+    return BYTES if not views else REMEMBERED if mixed else VIEWS
+
+
+def _is_stream(annotation: Any) -> bool:
+    return (typing.get_origin(annotation) or annotation) in _STREAMS
+
+
+def _outgoing(name: str, function: Callable[..., Any], annotation: Any) -> Items | None:
+    """The items that a method yields, if it does."""
+    if _is_stream(annotation):
+        return _items(f"{name}()", annotation, Internal)
+    if not inspect.isasyncgenfunction(function):
+        return None
+    if annotation is not Any:
+        raise TypeError(f"{name}: an asynchronous generator returns AsyncIterator[…], not {annotation}")
+    return _items(f"{name}()", AsyncIterator, Internal)
+
+
+def _items_parameter(
+    name: str, declared: inspect.Parameter, index: int, annotation: Any, before: ItemsParameter | None
+) -> ItemsParameter:
+    what = f"{name}(): '{declared.name}'"
+    if before is not None:
+        raise TypeError(f"{what}: a call has one stream from the caller at most, and '{before.name}' is one")
+    if declared.kind in (declared.VAR_POSITIONAL, declared.VAR_KEYWORD):
+        raise TypeError(f"{what}: a call has one stream from the caller at most")
+    if declared.default is not declared.empty:
+        raise TypeError(f"{what}: a stream from the caller has no default")
+    if declared.kind is declared.KEYWORD_ONLY:
+        index = -1
+    return ItemsParameter(declared.name, index, _items(what, annotation, InvalidArgument))
+
+
+def _items(what: str, annotation: Any, error: type[ZcrpcError]) -> Items:
+    """How the items of AsyncIterator[T] arrive."""
+    item = (*typing.get_args(annotation), Any)[0]
+    one = converter(f"{what}: its items", item)
+    many = converter(f"{what}: its items", types.GenericAlias(list, (item,))) if one is not None else None
+    return Items(what, one, many, _mode(one is not None and one.views, one is None or one.anything), error)
+
+
+def items(annotation: Any) -> Items:
+    """How the items of a stream become what the caller asked for with `returns=`."""
+    return _items("the stream", AsyncIterator[annotation], Internal)
 
 
 class _Never:

@@ -7,9 +7,21 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Sequence
+from typing import Any, Final
+
+from aiohappyeyeballs import start_connection
 
 from zcrpc.address import Address, resolve
 from zcrpc.errors import Unavailable
+
+# RFC 8305, section 5.
+_HAPPY_EYEBALLS_SECONDS: Final = 0.25
+# A peer that was silent for so long is probed, at most so often, so far apart.
+_SILENT_SECONDS: Final = 60
+_PROBE_SECONDS: Final = 10
+_PROBES: Final = 6
+_LATER_SECONDS: Final = 5.0
 
 
 def bind_unix(address: Address) -> tuple[socket.socket, Address]:
@@ -71,25 +83,30 @@ async def connect_unix(loop: asyncio.AbstractEventLoop, address: Address) -> soc
     return sock
 
 
-async def connect_tcp(loop: asyncio.AbstractEventLoop, address: Address) -> socket.socket:
-    """The first of the host's addresses that answers."""
+async def connect_tcp(
+    loop: asyncio.AbstractEventLoop, address: Address, found: Sequence[tuple[int, Any]] = ()
+) -> socket.socket:
+    """The first of the host's addresses, or of those `found` already, that answers; by Happy Eyeballs (RFC 8305), so
+    that one that is silent costs a quarter of a second. Unavailable if none does."""
     try:
-        found = await resolve(address)
+        found = found or await resolve(address)
+        infos = [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", where) for family, where in found]
+        return await start_connection(infos, happy_eyeballs_delay=_HAPPY_EYEBALLS_SECONDS, interleave=1, loop=loop)
     except OSError as error:
         raise Unavailable(f"{address}: {_reason(error)}") from error
-    failure: OSError | None = None
-    for family, where in found:
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            await loop.sock_connect(sock, where)
-            return sock
-        except OSError as error:
-            sock.close()
-            failure = error
-        except BaseException:
-            sock.close()
-            raise
-    raise Unavailable(f"{address}: {_reason(failure) if failure else 'no address'}") from failure
+
+
+def watch_over(sock: socket.socket, stall_timeout: float) -> None:
+    """Lets the kernel notice that a TCP socket's peer is gone: one that does not acknowledge what was sent to it, and
+    one that was silent for a minute and does not answer probes. A peer whose process is merely busy is not hit, since
+    its kernel answers; one that does not read is the reactor's to drop, after `stall_timeout` seconds and with a
+    reason, so this comes later. A socket that listens hands all of it down."""
+    milliseconds = min(round((stall_timeout + _LATER_SECONDS) * 1000), 0x7FFFFFFF)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _SILENT_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_SECONDS)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 def _reason(error: OSError) -> str:

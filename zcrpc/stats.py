@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Final
 
 from zcrpc._native import lib
+from zcrpc.reactor import Reactor
 from zcrpc.regions import LockCounters, RegionMap
 
 # enum zc_fallback: why a payload that lies in a region was not mapped.
@@ -25,17 +27,25 @@ class Stats:
     """Counters since the start, and gauges of this moment. Bytes are bytes.
 
     `requests`: calls received (of a client: made). `errors`: of these, answered with a status other than OK. `calls`:
-    in flight now. `refused`: connections beyond the limit. `fallbacks`: payloads that lie in a region and were not
-    mapped, by reason: policy ("copy", or "auto" decided so for the socket), unsupported, unpadded (the sender did not
-    send whole pages), small, cheaper ("auto" decided so for the size), unmappable. `paused`: connections that are not
-    read now, for want of memory or because their peer does not read.
+    in flight now. `queued`: received and not begun yet. `refused`: connections beyond the limit. `handshakes_failed`:
+    connections closed for want of TLS. `unauthenticated`: connections whose credentials were not accepted. `exhausted`:
+    calls answered with RESOURCE_EXHAUSTED, by the limit that was reached: in_flight, calls, queued, message, metadata.
+    `fallbacks`: payloads that lie in a region and were not mapped, by reason: policy ("copy", or "auto" decided so for
+    the socket), unsupported, unpadded (the sender did not send whole pages), small, cheaper ("auto" decided so for the
+    size), unmappable. `paused`: connections that are not read now, for want of memory or because their peer does not
+    read. `streams`: open now, each direction of a call for itself. `credit_stalls`: times that one had to wait for its
+    peer to take items. `violations`: connections closed because their peer broke the protocol.
     """
 
     connections: int
     requests: int
     errors: int
     calls: int
+    queued: int
     refused: int
+    handshakes_failed: int
+    unauthenticated: int
+    exhausted: dict[str, int]
     payload_bytes_mapped: int
     payload_bytes_copied: int
     mapped_percent: float
@@ -48,6 +58,11 @@ class Stats:
     paused: int
     sends_zerocopy: int
     sends_zerocopy_copied: int
+    streams: int
+    items_in: int
+    items_out: int
+    credit_stalls: int
+    violations: int
     regions: int
     arena_bytes: int
     idle_bytes: int
@@ -73,18 +88,24 @@ _SUMMED: Final = (
 
 
 def collect(
-    reactors: Iterable[Any],
+    reactors: Iterable[Reactor],
     regions: RegionMap,
     *,
     connections: int,
     requests: int,
     errors: int,
     calls: int,
-    refused: int,
+    refused: int = 0,
+    handshakes_failed: int = 0,
+    queued: int = 0,
+    unauthenticated: int = 0,
+    exhausted: Mapping[str, int] = MappingProxyType({}),
 ) -> Stats:
     """Sums struct zc_reactor_stats of several reactors on one region map."""
     reactors = list(reactors)
-    sums = {name: sum(getattr(each, name) for each in reactors) for name in _SUMMED}
+    native = [each.stats() for each in reactors]
+    sums = {name: sum(getattr(each, name) for each in native) for name in _SUMMED}
+    streams = [each.streams for each in reactors]
     memory = regions.stats()
     mapped, copied = sums["payload_bytes_mapped"], sums["payload_bytes_copied"]
     return Stats(
@@ -92,9 +113,18 @@ def collect(
         requests=requests,
         errors=errors,
         calls=calls,
+        queued=queued,
         refused=refused,
+        handshakes_failed=handshakes_failed,
+        unauthenticated=unauthenticated,
+        exhausted=dict(exhausted),
         mapped_percent=100.0 * mapped / (mapped + copied) if mapped + copied else 0.0,
-        fallbacks={name: sum(each.fallbacks[index] for each in reactors) for name, index in _REASONS.items()},
+        fallbacks={name: sum(each.fallbacks[index] for each in native) for name, index in _REASONS.items()},
+        streams=sum(each.open for each in streams),
+        items_in=sum(each.items_in for each in streams),
+        items_out=sum(each.items_out for each in streams),
+        credit_stalls=sum(each.stalls for each in streams),
+        violations=sum(each.violations for each in reactors),
         regions=memory.regions,
         arena_bytes=memory.arena_bytes,
         idle_bytes=memory.idle_bytes,

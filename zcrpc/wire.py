@@ -13,6 +13,8 @@ from typing import Annotated, Final
 
 import msgspec
 
+from zcrpc.metadata import DEFAULT_LIMIT
+
 # enum zc_kind
 HELLO: Final = 1
 REQUEST: Final = 2
@@ -23,17 +25,30 @@ CANCEL: Final = 6
 PING: Final = 7
 PONG: Final = 8
 GOAWAY: Final = 9
+DATA: Final = 10
+END: Final = 11
+CREDIT: Final = 12
 # enum zc_event_kind
 EVENT_CLOSED: Final = 32
 EVENT_SENT: Final = 33
 EVENT_REFUSED: Final = 34
 
+# A flag of frames. ERROR: no handler has seen the call. GOAWAY: all calls that were begun are answered, so those
+# without an answer when the stream ends were not begun.
+FLAG_UNPROCESSED: Final = 0x08
+
+# ZC_FLAG_*, of a REQUEST
+STREAM_IN: Final = 2
+STREAM_OUT: Final = 4
+STREAMS: Final = STREAM_IN | STREAM_OUT
+
 PREFACE: Final = b"ZCRPC\r\n\x01"
 PAGE: Final = 4096
 PING_LIMIT: Final = 64  # bytes of header that a ping may carry
+TOKEN_LIMIT: Final = 8192  # characters; signed tokens of identity providers have 1,000 to 4,000
 
 FRAME: Final = struct.Struct("<BBHIIIQ")
-"""kind, flags, method or status, stream, header length, deadline in ms, payload length."""
+"""kind, flags, method or status, stream, header length, deadline in ms or credit in bytes, payload length."""
 
 RECORD: Final = struct.Struct("<QII")
 """What stands before each frame handed to zc_reactor_submit: connection, bytes that follow, 0."""
@@ -47,16 +62,30 @@ method, kind, flags."""
 
 SOFTWARE: Final = "zcrpc/0.1.0"
 
+STREAM_WINDOW: Final = 1 << 20
+CONNECTION_WINDOW: Final = 16 << 20
+MOST_CREDIT: Final = (1 << 31) - 1
+
 _Size = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+_Window = Annotated[int, msgspec.Meta(ge=1, le=MOST_CREDIT)]
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Limits:
-    """What a side accepts: bytes of a frame's header, bytes of a payload, calls in flight on the connection."""
+    """What a side accepts: bytes of a frame's header, bytes of a payload, calls in flight on the connection; bytes of
+    items that were not taken yet, in one stream and in all streams of the connection; bytes of a call's metadata."""
 
     header: Annotated[int, msgspec.Meta(ge=1024, lt=1 << 32)]
     payload: _Size
     in_flight: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
+    stream_window: _Window = STREAM_WINDOW
+    connection_window: _Window = CONNECTION_WINDOW
+    metadata: _Size = DEFAULT_LIMIT
+
+    def __post_init__(self) -> None:
+        for name in ("stream_window", "connection_window"):
+            if not 1 <= getattr(self, name) <= MOST_CREDIT:
+                raise ValueError(f"{name}={getattr(self, name)}: must be between 1 and {MOST_CREDIT}")
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -65,7 +94,8 @@ class Hello:
 
     `chunk`: bytes of payload that one chunk frame towards this side may carry, whole pages. `map_from`: payloads of at
     least so many bytes are to be sent in whole pages, their header alone, since this side receives them by mapping; 0:
-    none. `methods`: names and numbers of what this side serves.
+    none. `methods`: names and numbers of what this side serves. `token`: what a client shows to a server that asks who
+    it is.
     """
 
     limits: Limits
@@ -74,6 +104,7 @@ class Hello:
     software: Annotated[str, msgspec.Meta(max_length=256)] = SOFTWARE
     features: list[str] = field(default_factory=list)
     methods: dict[str, Annotated[int, msgspec.Meta(ge=1, lt=1 << 16)]] = field(default_factory=dict)
+    token: Annotated[str, msgspec.Meta(max_length=TOKEN_LIMIT)] = field(default="", repr=False)
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -81,8 +112,11 @@ _decoder = msgspec.msgpack.Decoder(Hello)
 
 
 def encode_hello(hello: Hello) -> bytes:
-    """The hello's msgpack header."""
-    return _encoder.encode(hello)
+    """The hello's msgpack header. Without a token, if there is none."""
+    fields = msgspec.to_builtins(hello)
+    if not hello.token:
+        del fields["token"]
+    return _encoder.encode(fields)
 
 
 def decode_hello(header: bytes) -> Hello:

@@ -40,4 +40,10 @@ struct zc_connection {
     struct zc_connection *next_doomed;
 };
 
+/* When bytes came last, or could come again. With the mutex held. */
+static inline uint64_t zc_connection_heard_ms(const struct zc_connection *c) {
+    uint64_t progress = atomic_load_explicit(&c->in.progress_ms, memory_order_relaxed);
+    return progress > c->resumed_ms ? progress : c->resumed_ms;
+}
+
 #endif

@@ -8,7 +8,7 @@
  *        2    2  method          REQUEST: the method's number; ERROR, GOAWAY: the status code; else 0
  *        4    4  stream          the call; chosen by the caller, not in use; 0 for frames about the connection
  *        8    4  header length   bytes of msgpack that follow at once
- *       12    4  deadline        REQUEST: milliseconds left, 0 for none; else 0
+ *       12    4  deadline        REQUEST: milliseconds left, 0 for none; CREDIT: bytes granted; else 0
  *       16    8  payload length  bytes of payload. CHUNK: of this chunk; else of the whole payload, of which the first chunk follows at once
  */
 #ifndef ZCRPC_FRAME_H
@@ -33,10 +33,15 @@ enum zc_kind {
     ZC_PING,   /* header: up to 64 bytes of the sender's; answered by a PONG with the same */
     ZC_PONG,
     ZC_GOAWAY, /* no new calls, please; method: status code; header: message */
+    ZC_DATA,   /* items of a stream: a msgpack array of them */
+    ZC_END,    /* the caller's items are over */
+    ZC_CREDIT, /* so many bytes more of DATA may be sent; stream 0: in all streams together */
     ZC_KIND_END
 };
 
-#define ZC_FLAG_PADDED 0x01 /* first frame: every chunk of this payload is followed by zeros up to whole pages of 4096 */
+#define ZC_FLAG_PADDED 0x01     /* first frame: every chunk of this payload is followed by zeros up to whole pages of 4096 */
+#define ZC_FLAG_STREAM_IN 0x02  /* REQUEST: the caller will send DATA, then END */
+#define ZC_FLAG_STREAM_OUT 0x04 /* REQUEST: the caller wants DATA before the RESPONSE */
 
 struct zc_frame {
     uint8_t kind, flags;

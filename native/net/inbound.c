@@ -41,7 +41,7 @@ static int check_frame(struct zc_turn *t, const struct zc_frame *frame) {
         return zc_turn_close(t, ZC_CLOSE_HEADER, -EPROTO);
     if (frame->kind == ZC_CHUNK)
         return frame->header_length ? zc_turn_close(t, ZC_CLOSE_CHUNK, -EPROTO) : 0;
-    bool payload = frame->kind == ZC_REQUEST || frame->kind == ZC_RESPONSE;
+    bool payload = frame->kind == ZC_REQUEST || frame->kind == ZC_RESPONSE || frame->kind == ZC_DATA;
     if (frame->payload_length && !payload)
         return zc_turn_close(t, ZC_CLOSE_PAYLOAD, -EPROTO);
     if (frame->payload_length > ZC_CHUNK_BYTES && in->chunked)

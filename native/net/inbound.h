@@ -14,6 +14,7 @@
 #ifndef ZCRPC_INBOUND_H
 #define ZCRPC_INBOUND_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -46,7 +47,7 @@ struct zc_inbound {
     bool starved;                  /* waits for memory: the frame that needs it is in the stash */
     struct zc_incoming *receiving; /* whose bytes come next */
     struct zc_incoming *chunked;   /* between two chunks, or the same as receiving */
-    uint64_t progress_ms;          /* when bytes came last */
+    _Atomic uint64_t progress_ms;  /* when bytes came last; relaxed: written by the thread that polls, read by any */
 };
 
 /* What a turn works with: the reactor's receiving side. */

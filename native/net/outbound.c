@@ -24,6 +24,7 @@ static const unsigned char zeros[ZC_PAGE];
 void zc_outbound_init(struct zc_outbound *out) {
     *out = (struct zc_outbound){.peer = {.chunk = 1u << 20}};
     out->last = &out->first;
+    out->last_short = &out->shorts;
 }
 
 static void free_items(struct zc_item *item) {
@@ -36,6 +37,7 @@ static void free_items(struct zc_item *item) {
 
 void zc_outbound_free(struct zc_outbound *out) {
     free_items(out->first);
+    free_items(out->shorts);
     free_items(out->unreported);
     free(out->small);
     zc_outbound_init(out);
@@ -121,9 +123,12 @@ int zc_outbound_queue(struct zc_outbound *out, const void *head, uint64_t head_l
     item->head_length = (uint32_t)head_length;
     memcpy(item->head, head, head_length);
     zc_frame_encode(&frame, item->head);
+    item->is_long = total > out->peer.chunk;
     begin_chunk(item, out->peer.chunk);
-    *out->last = item;
-    out->last = &item->next;
+    out->longs += item->is_long;
+    struct zc_item ***last = out->longs && !item->is_long && !item->padded ? &out->last_short : &out->last;
+    **last = item;
+    *last = &item->next;
     return 0;
 }
 
@@ -145,12 +150,31 @@ static bool reported(const struct zc_item *item) {
     return item->zerocopy_done == item->zerocopy_sends;
 }
 
+/* Between two items, or two chunks of one: puts a short item before a long one, if there is one and it is its turn. */
+static void let_short_pass(struct zc_outbound *out) {
+    struct zc_item *item = out->shorts;
+    if (!item || (out->first && (!out->first->is_long || out->passed >= out->peer.chunk)))
+        return;
+    out->shorts = item->next;
+    if (!out->shorts)
+        out->last_short = &out->shorts;
+    item->next = out->first;
+    out->first = item;
+    if (!item->next)
+        out->last = &item->next;
+    out->passed += item->chunk_left;
+}
+
 /* The first item has been sent to its last byte. */
 static void finish_first(struct zc_outbound *out, struct zc_tokens *done) {
     struct zc_item *item = out->first;
     out->first = item->next;
     if (!out->first)
         out->last = &out->first;
+    out->longs -= item->is_long;
+    if (item->is_long)
+        out->passed = 0;
+    let_short_pass(out);
     if (reported(item)) {
         zc_tokens_add(done, item->token);
         free(item);
@@ -175,8 +199,8 @@ static uint32_t overlap(const struct zc_item *item, uint32_t low, uint32_t count
 
 static void note_report(struct zc_outbound *out, uint32_t low, uint32_t high, struct zc_tokens *done) {
     uint32_t count = high - low + 1;
-    if (out->first)
-        out->first->zerocopy_done += overlap(out->first, low, count);
+    for (struct zc_item *item = out->first; item; item = item->is_long ? NULL : item->next) /* a short one may have passed a long one */
+        item->zerocopy_done += overlap(item, low, count);
     for (struct zc_item **link = &out->unreported, *item; (item = *link);) {
         item->zerocopy_done += overlap(item, low, count);
         if (reported(item)) {
@@ -268,6 +292,8 @@ static void end_chunk(struct zc_outbound *out, struct zc_tokens *done, struct zc
     zc_frame_encode(&frame, item->head); /* the first chunk's head was at least as long */
     item->head_length = ZC_FRAME_SIZE;
     item->head_sent = 0;
+    out->passed = 0;
+    let_short_pass(out);
 }
 
 ssize_t zc_send_vectors(int fd, struct iovec *vectors, int count, int flags) {

@@ -1,7 +1,9 @@
 /* The send half of a connection: what waits to be sent, in which order, and which of it the kernel still reads.
  *
  * Small frames are copied into one buffer. Payloads are referenced: each is an *item*, cut into chunks. Between two chunks all small frames
- * pass, so a call never waits for more than one chunk of somebody else's payload; items go one after the other.
+ * pass, so a call never waits for more than one chunk of somebody else's payload. Items go one after the other, but *short* ones, of one
+ * chunk at most, pass between the chunks of a long one, a chunk's worth of them each time, so that neither keeps the other waiting. A short
+ * one that is sent in whole pages does not pass: numbers of zerocopy sends, see below, must be consecutive.
  *
  * Where the peer asked for whole pages, a chunk is sent as: its frame header alone with MSG_EOR, so that no segment holds both header and
  * payload; then the payload and zeros up to a page boundary with MSG_ZEROCOPY, which makes the kernel put it into single pages, the only
@@ -26,6 +28,7 @@ struct zc_item {
     uint64_t token;
     uint32_t stream;
     bool padded;
+    bool is_long;                    /* more than one chunk */
     uint32_t head_length, head_sent; /* of `head`: the frame header, and in the first chunk the msgpack header */
     uint64_t left;                   /* payload bytes after the current chunk */
     uint64_t chunk_left;             /* payload bytes of the current chunk */
@@ -41,8 +44,11 @@ struct zc_item {
 struct zc_outbound {
     unsigned char *small; /* frames, whole but for what was sent already */
     uint32_t small_begin, small_end, small_capacity;
-    struct zc_item *first, **last; /* to be sent */
-    struct zc_item *unreported;    /* sent, but the kernel may still read them */
+    struct zc_item *first, **last;        /* to be sent */
+    struct zc_item *shorts, **last_short; /* to be sent between the chunks of long ones; empty if there is no long one above */
+    uint32_t longs;                       /* in the list above */
+    uint64_t passed;                      /* bytes of short ones since the last chunk of a long one */
+    struct zc_item *unreported;           /* sent, but the kernel may still read them */
     uint32_t zerocopy_next;
     bool blocked; /* the socket takes nothing more now */
     struct zc_peer peer;

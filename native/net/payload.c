@@ -65,7 +65,7 @@ int zc_payload_begin(struct zc_turn *t, const struct zc_frame *frame, const unsi
     *incoming = (struct zc_incoming){.frame = *frame, .lease = lease, .map = map, .chosen = chosen};
     memcpy(incoming->header, header, frame->header_length);
     if (!lease)
-        zc_turn_event(t, frame, ZC_EVENT_REFUSED)->aux = frame->kind;
+        zc_turn_event(t, frame, ZC_EVENT_REFUSED)->aux = frame->kind | (uint64_t)frame->header_length << 8;
     if (frame->payload_length > ZC_CHUNK_BYTES)
         in->chunked = incoming;
     begin_chunk(t, incoming, frame->payload_length < ZC_CHUNK_BYTES ? frame->payload_length : ZC_CHUNK_BYTES);

@@ -218,7 +218,8 @@ int64_t zc_reactor_add(struct zc_reactor *r, int fd, int mapping) {
     zc_outbound_init(&c->out);
     if (tcp && setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof on) == 0)
         c->out.segment = whole_pages_per_segment(fd);
-    c->in.progress_ms = c->out.progress_ms = zc_reactor_clock_ms();
+    c->out.progress_ms = zc_reactor_clock_ms();
+    atomic_init(&c->in.progress_ms, c->out.progress_ms);
 
     pthread_mutex_lock(&r->lock);
     c->interest = EPOLLIN;
@@ -274,6 +275,15 @@ int zc_reactor_set_peer(struct zc_reactor *r, uint64_t connection, const struct 
         c->out.peer = *peer;
     pthread_mutex_unlock(&r->lock);
     return c ? 0 : -ENOTCONN;
+}
+
+int64_t zc_reactor_silence(struct zc_reactor *r, uint64_t connection) {
+    pthread_mutex_lock(&r->lock);
+    struct zc_connection *c = zc_reactor_find(r, connection);
+    uint64_t now = zc_reactor_clock_ms(), heard = c ? zc_connection_heard_ms(c) : now;
+    int64_t silence = c && c->interest & EPOLLIN && now > heard ? (int64_t)(now - heard) : 0;
+    pthread_mutex_unlock(&r->lock);
+    return c ? silence : -ENOTCONN;
 }
 
 int zc_reactor_disconnect(struct zc_reactor *r, uint64_t connection, int flush) {

@@ -16,7 +16,8 @@
 enum zc_event_kind {
     ZC_EVENT_CLOSED = 32, /* the connection is gone: reason in `method` (enum zc_close), errno in `aux`; its last event */
     ZC_EVENT_SENT,        /* zc_reactor_send's buffers are free again: token in `aux` */
-    ZC_EVENT_REFUSED,     /* a REQUEST or RESPONSE whose payload is over the limit and is being discarded; its length in `payload_length` */
+    ZC_EVENT_REFUSED, /* a REQUEST, RESPONSE or DATA whose payload is over the limit and is being discarded; its length in `payload_length`,
+                           * its kind in the low byte of `aux`, its header's length above that */
 };
 
 enum zc_close {
@@ -128,6 +129,9 @@ int zc_reactor_set_peer(struct zc_reactor *reactor, uint64_t connection, const s
 /* Closes after what is queued was sent (flush), or at once. A CLOSED event follows in both cases. */
 int zc_reactor_disconnect(struct zc_reactor *reactor, uint64_t connection, int flush);
 
+/* Milliseconds since bytes came from the peer, or since the connection is read again after a pause; 0 while it is not read. -ENOTCONN. */
+int64_t zc_reactor_silence(struct zc_reactor *reactor, uint64_t connection);
+
 /* Does what is ready, waiting up to timeout_ms for it (inline only; -1: for ever). Returns batch index << 32 | number of events, or a
  * negative errno. Sweeps stalled connections when called at least every second or so. */
 int64_t zc_reactor_poll(struct zc_reactor *reactor, int timeout_ms);
@@ -138,11 +142,14 @@ int64_t zc_reactor_poll(struct zc_reactor *reactor, int timeout_ms);
 int zc_reactor_submit(struct zc_reactor *reactor, const void *records, uint64_t length);
 
 /* Sends one frame with a payload by reference. `head` is the encoded frame header and msgpack header, whose payload_length is the sum of
- * the buffers; the reactor cuts it into chunks, pads, and maps as the peer asked. Small frames pass between the chunks; several large
- * payloads of one connection go one after the other. Returns 1 if the buffers are free again already; 0 if a SENT event with `token`
+ * the buffers; the reactor cuts it into chunks, pads, and maps as the peer asked. Small frames pass between the chunks, and so
+ * do payloads of at most one chunk, unless they are padded; longer payloads of one connection go one after the other. Returns 1 if the buffers are free again already; 0 if a SENT event with `token`
  * will say so (or the connection's CLOSED event); or a negative errno. */
 int zc_reactor_send(struct zc_reactor *reactor, uint64_t connection, const void *head, uint64_t head_length,
                     const struct zc_buffer *buffers, uint32_t count, uint64_t token);
+
+/* Bytes of small frames that wait for the connection's peer to read, or -ENOTCONN. */
+int64_t zc_reactor_queued(struct zc_reactor *reactor, uint64_t connection);
 
 /* Whether this kernel has TCP_ZEROCOPY_RECEIVE: 0, or a negative errno saying why not. */
 int zc_mapping_supported(void);

@@ -142,3 +142,11 @@ int zc_reactor_send(struct zc_reactor *r, uint64_t connection, const void *head,
     pthread_mutex_unlock(&r->lock);
     return result;
 }
+
+int64_t zc_reactor_queued(struct zc_reactor *r, uint64_t connection) {
+    pthread_mutex_lock(&r->lock);
+    struct zc_connection *c = zc_reactor_find(r, connection);
+    int64_t result = c ? (int64_t)zc_outbound_queued(&c->out) : -ENOTCONN;
+    pthread_mutex_unlock(&r->lock);
+    return result;
+}

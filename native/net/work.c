@@ -39,7 +39,7 @@ static void drain(struct zc_reactor *r, struct zc_connection *c) {
 static void turn(struct zc_reactor *r, struct zc_connection *c) {
     enum zc_close reason = ZC_CLOSE_SYSTEM;
     int failed = zc_inbound_turn(&c->in, &r->intake, c->cradle->nursery, c->id, c->fd, c->mapping, &reason);
-    c->in.progress_ms = r->now_ms;
+    atomic_store_explicit(&c->in.progress_ms, r->now_ms, memory_order_relaxed);
     bool waits = failed == -ENOBUFS;
     if (waits != c->waits_for_memory)
         set_waiting(r, c, waits);
@@ -112,7 +112,7 @@ static void sweep_one(struct zc_reactor *r, struct zc_connection *c) {
     if (!stall)
         return;
     bool waits = !c->in.hello || zc_inbound_unfinished(&c->in);
-    uint64_t since = c->in.progress_ms > c->resumed_ms ? c->in.progress_ms : c->resumed_ms;
+    uint64_t since = zc_connection_heard_ms(c);
     if (waits && c->interest & EPOLLIN && now > since + stall)
         zc_reactor_doom(r, c, ZC_CLOSE_STALLED, 0);
     else if (c->out.blocked && now > c->out.progress_ms + stall)

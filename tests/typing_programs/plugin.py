@@ -48,6 +48,13 @@ async def main(address: str) -> None:
         assert_type(await store.version(timeout=1), int)  # accepted
         async for number in store.tail(0, timeout=3.0):  # accepted
             assert_type(number, int)
+        await store.put("k", metadata={"a": "b"})  # accepted
+        await store.mark(colour="red", metadata={"a": b"b"}, timeout=1)  # accepted
+        store.tail(0, metadata=None)  # accepted
+        await store.put("k", wait_for_ready=True, idempotent=True)  # accepted
+        store.tail(0, wait_for_ready=True)  # accepted
+        store.tail(0, idempotent=True)  # error: Unexpected keyword argument "idempotent"
+        await store.put("k", metadata={1: "b"})  # error: Dict entry 0 has incompatible type "int": "str"
         await store.put("k", bytearray(3))  # accepted
         await store.view(b"")  # accepted
         await store.view(array("d"), other=bytearray(3))  # accepted

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +40,23 @@ class Bench(zcrpc.Service):
     async def put(self, payload: memoryview) -> bytes:
         """Touches every page of its payload; returns 16 bytes, the last 8 of them the sum of the pages' first bytes."""
         return bytes(8) + page_sum(payload).to_bytes(8, "little")
+
+    @zcrpc.method
+    async def items(self, size: int, count: int) -> AsyncIterator[memoryview]:
+        """So many items of so many bytes."""
+        item = memoryview(bytes(size))
+        for _ in range(count):
+            yield item
+
+    @zcrpc.method
+    async def take(self, items: AsyncIterator[memoryview], pause: float) -> int:
+        """Takes items, and rests for so many seconds after each; returns their bytes."""
+        total = 0
+        async for item in items:
+            total += len(item)
+            if pause:
+                await asyncio.sleep(pause)
+        return total
 
     @zcrpc.method
     async def wait(self, seconds: float) -> None:
