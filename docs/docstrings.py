@@ -1,7 +1,7 @@
 """Makes lists of what docstrings say of parameters and fields, for the reference.
 
-zcrpc's docstrings are plain text: `name: meaning`, a line each or one after the other. Markdown would make one paragraph
-of them.
+zcrpc's docstrings are plain text: `name: meaning`, a line each or one after the other. Markdown would make one
+paragraph of them.
 """
 
 from __future__ import annotations
