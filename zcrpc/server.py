@@ -18,6 +18,7 @@ from zcrpc import calibration, tls
 from zcrpc._native import lib
 from zcrpc.address import Address, parse
 from zcrpc.calibration import Receive
+from zcrpc.compression import FEATURE, Option, prepare
 from zcrpc.credentials import Authenticate, Caller, peer_process
 from zcrpc.eager import Runner
 from zcrpc.errors import FailedPrecondition, Status
@@ -160,6 +161,7 @@ class Server:
     interceptors: functions around every call, the outermost first; see zcrpc/interceptors.py.
     authenticate: gives the identity of a new connection's `Credentials`, or raises `Unauthenticated`; plain or async.
         None and False are refusals too. Without it every connection is taken.
+    compression: "zstd", or a `Compression`, compresses payloads on connections whose clients want it too.
 
     Large results are sent by reference: a buffer of 16 KiB or more that a handler returns must not change until it has
     been sent.
@@ -193,6 +195,7 @@ class Server:
         idle_timeout: float | None = None,
         interceptors: Sequence[Interceptor] = (),
         authenticate: Authenticate | None = None,
+        compression: Option = None,
     ) -> None:
         calibration.validate(receive)
         for name, value in (
@@ -217,6 +220,7 @@ class Server:
         self.max_connections = max_connections
         self.max_in_flight = max_in_flight
         self.max_message = min(max_message, budget)
+        self.packing = prepare(compression, self.max_message)
         self.max_unsent = max_unsent
         self.hello_timeout = hello_timeout
         self.stall_timeout = stall_timeout
@@ -255,7 +259,7 @@ class Server:
         self._last: Stats | None = None
         self.closing = False
         self.requests = self.errors = self.refused = self.unauthenticated = self.handshakes_failed = 0
-        self.exhausted = dict.fromkeys(("in_flight", "calls", "queued", "message", "metadata"), 0)
+        self.exhausted = dict.fromkeys(("in_flight", "calls", "queued", "message", "metadata", "decompressed"), 0)
         self.calls = 0  # handlers that have suspended, in all connections
         self.full = False  # they are as many as there may be
         self.queued = 0  # calls put off, in all connections
@@ -282,7 +286,13 @@ class Server:
 
     def hello_for(self, map_from: int) -> Hello:
         """What connections are greeted with that receive by mapping from so many bytes on (0: do not)."""
-        return Hello(limits=self._limits, chunk=lib.ZC_CHUNK_BYTES, map_from=map_from, methods=self.methods)
+        return Hello(
+            limits=self._limits,
+            chunk=lib.ZC_CHUNK_BYTES,
+            map_from=map_from,
+            features=[] if self.packing is None else [FEATURE],
+            methods=self.methods,
+        )
 
     async def _open(self, address: Address, backlog: int, context: SSLContext | None) -> _Listener:
         if self.closing:
@@ -435,6 +445,7 @@ class Server:
             queued=self.queued,
             unauthenticated=self.unauthenticated,
             exhausted=self.exhausted,
+            packing=self.packing,
         )
 
     async def close(self, grace: float = 5.0) -> None:
