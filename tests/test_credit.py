@@ -25,6 +25,8 @@ LARGEST = FRAME.size + (32 << 10) + 41_000
 class Wire:
     """What a `Connection` is to its streams; frames arrive at the other end when `carry` lets them."""
 
+    pack_from = 1 << 63  # nothing is compressed
+
     def __init__(self, limits: Limits, peer: Limits, generator: random.Random) -> None:
         self.limits = limits
         self.peer = SimpleNamespace(limits=peer)
@@ -38,7 +40,7 @@ class Wire:
         self.other: Wire
         self.streams = Streams(self)  # type: ignore[arg-type]
 
-    def send_data(self, stream: int, header: bytearray, buffers: list[Any], length: int) -> int:
+    def send_data(self, stream: int, header: bytearray, buffers: list[Any], length: int, flags: int) -> int:
         self.frames.append((DATA, stream, bytes(header), b"".join(bytes(each) for each in buffers)))
         if length and self.generator.random() < 0.5:  # by reference, and not gone at once
             token = len(self.pins) + 1

@@ -21,6 +21,7 @@ from zcrpc import blocking, locks
 from zcrpc.backoff import Backoff
 from zcrpc.channel import State
 from zcrpc.client import Client, connect
+from zcrpc.compression import Compression
 from zcrpc.context import Context, Outgoing, context, detached, outgoing
 from zcrpc.conversion import Buffer, register
 from zcrpc.credentials import Credentials, Process
@@ -64,6 +65,7 @@ __all__ = [
     "Call",
     "Cancelled",
     "Client",
+    "Compression",
     "Context",
     "Credentials",
     "DataLoss",

@@ -17,6 +17,7 @@ import msgspec
 from zcrpc import metadata
 from zcrpc._native import lib
 from zcrpc.codec import BYTES, VIEWS, HeaderError
+from zcrpc.compression import Packing
 from zcrpc.connection import Connection
 from zcrpc.conversion import Converter
 from zcrpc.errors import (
@@ -156,6 +157,7 @@ class ClientConnection(Connection):
         name: str,
         watching: Watching = _UNWATCHED,
         tunnel: Tunnel | None = None,
+        packing: Packing | None = None,
     ) -> None:
         self.tunnel = tunnel
         self.pending: dict[int, Pending] = {}
@@ -174,7 +176,7 @@ class ClientConnection(Connection):
         self._granted = 0  # turns given to those who waited, and not used yet
         self._next_stream = 0
         self._next_ping = 0
-        super().__init__(reactor, fd, mapping, hello, name, _log)
+        super().__init__(reactor, fd, mapping, hello, name, _log, packing=packing)
         self.used = 0  # requests when it was last looked at
         self.watched = Watch(self, watching)
         if tunnel is not None:
@@ -308,6 +310,9 @@ class ClientConnection(Connection):
             pending.tick = self.reactor.deadlines.add(left, pending)
         self.pending[stream] = pending
         try:
+            if length >= self.pack_from:
+                pieces, length, compressed = self.pack(pieces, length)
+                flags |= compressed
             pending.token = self.send(REQUEST, stream, method, deadline_ms, header, pieces, length, flags)
         except BaseException:
             self._failed(pending)
@@ -348,7 +353,7 @@ class ClientConnection(Connection):
 
     def _encode(
         self, name: str, arguments: Sequence[Any], keywords: dict[str, Any], sent_along: Metadata | None
-    ) -> tuple[bytes, list[bytes | memoryview], int]:
+    ) -> tuple[bytes, Sequence[bytes | memoryview], int]:
         if sent_along:
             try:
                 raw = metadata.encode(sent_along, self.peer.limits.metadata, f"the call of {name}()")
@@ -452,6 +457,17 @@ class ClientConnection(Connection):
             if pending.reader is not None:
                 pending.reader.response_metadata = carried
         pending.future.set_result(parts[0])
+
+    def compressed_response(self, stream: int, header: bytes, payload: bytes | memoryview) -> None:
+        pending = self.pending.get(stream)
+        if pending is None:
+            return
+        try:
+            plain = self.unpack(payload)
+        except ZcrpcError as error:
+            self._fail(pending, error)
+        else:
+            self.response(stream, header, plain)
 
     def error(self, stream: int, status: int, header: bytes, unprocessed: bool) -> None:
         pending = self.pending.get(stream)

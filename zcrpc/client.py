@@ -28,6 +28,7 @@ from zcrpc.balancing import PICKERS, Balance
 from zcrpc.calibration import Receive
 from zcrpc.calling import ClientConnection
 from zcrpc.channel import Channel, Dial, State
+from zcrpc.compression import Option, prepare
 from zcrpc.context import SCOPE, settle
 from zcrpc.conversion import Converter, converter
 from zcrpc.credentials import Token, check_token
@@ -267,6 +268,7 @@ class Client:
             requests=channel.requests + sum(each.requests for each in current),
             errors=channel.errors + sum(each.errors for each in current),
             calls=sum(len(each.pending) for each in current),
+            packing=self._dialer.packing,
         )
 
     async def close(self) -> None:
@@ -471,6 +473,7 @@ class ConnectOptions(TypedDict, total=False):
     stall_timeout: float
     interceptors: Sequence[Interceptor]
     token: Token | None
+    compression: Option
 
 
 @overload
@@ -508,6 +511,7 @@ def connect(
     stall_timeout: float = 30.0,
     interceptors: Sequence[Interceptor] = (),
     token: Token | None = None,
+    compression: Option = None,
 ) -> Connecting[Any]:
     """Connects to tcp://host:port or unix://path, or to several of them.
 
@@ -531,6 +535,7 @@ def connect(
     token: what the server's `authenticate` is shown, or a function, plain or async, that gives it whenever a connection
         is made; without TLS it travels in the clear.
     interceptors: functions around every call, the outermost first; see zcrpc/interceptors.py.
+    compression: "zstd", or a `Compression`, compresses payloads if the server wants it too.
 
     The other options are those of `Server`, for results. Raises Unavailable if there is nobody, DeadlineExceeded if it
     takes too long, ResourceExhausted if the server has too many connections, Unauthenticated if it does not accept this
@@ -549,6 +554,7 @@ def connect(
     tls.validate(ssl, server_side=False)
     watching = Watching(keepalive=keepalive, keepalive_timeout=keepalive_timeout, idle_timeout=idle_timeout)
     max_message = min(max_message, budget)
+    packing = prepare(compression, max_message)
     limits = Limits(
         header=max_header,
         payload=max_message,
@@ -601,6 +607,7 @@ def connect(
             server_hostname=server_hostname,
             watching=watching,
             token=token,
+            packing=packing,
         )
         client = Client(pool, channel, dialer, around)
         try:

@@ -17,13 +17,15 @@ import msgspec
 from zcrpc import metadata
 from zcrpc._native import lib
 from zcrpc.codec import COPY_BELOW, HeaderError
-from zcrpc.errors import ResourceExhausted, Status, Unavailable, ZcrpcError, from_status
+from zcrpc.compression import FEATURE, CompressionError, Packed, Packing
+from zcrpc.errors import Internal, ResourceExhausted, Status, Unavailable, ZcrpcError, from_status
 from zcrpc.keepalive import Watch
 from zcrpc.reactor import Reactor
 from zcrpc.streams import Streams
 from zcrpc.tls import describe
 from zcrpc.wire import (
     CANCEL,
+    COMPRESSED,
     DATA,
     ERROR,
     FLAG_UNPROCESSED,
@@ -34,6 +36,8 @@ from zcrpc.wire import (
     PING_LIMIT,
     PONG,
     RECORD_FRAME,
+    REQUEST,
+    RESPONSE,
     Hello,
     Limits,
     decode_hello,
@@ -42,6 +46,8 @@ from zcrpc.wire import (
 
 # What is known of a peer before its hello: nothing may be sent to it but a goaway.
 _UNKNOWN: Final = Hello(limits=Limits(header=1024, payload=0, in_flight=1), chunk=4096)
+# The payload length that no payload reaches.
+_NEVER: Final = 1 << 63
 # A message is for people. This many characters of it travel at most.
 _MESSAGE_LIMIT: Final = 2000
 
@@ -84,6 +90,7 @@ class Connection:
     """One end of a connection."""
 
     __slots__ = (
+        "_plain_below",
         "_reference_from",
         "ended",
         "introduced",
@@ -92,6 +99,8 @@ class Connection:
         "name",
         "number",
         "own",
+        "pack_from",
+        "packing",
         "peer",
         "pinned",
         "pins",
@@ -99,6 +108,9 @@ class Connection:
         "streams",
         "watched",
     )
+
+    # What a peer's payload gets that does not decompress.
+    malformed: type[ZcrpcError] = Internal
 
     def __init__(
         self,
@@ -109,10 +121,11 @@ class Connection:
         name: str,
         log: logging.Logger,
         *,
+        packing: Packing | None = None,
         introduce: bool = True,
     ) -> None:
         """Takes over a connected socket and greets the peer, unless that is left for later. On an error the fd is still
-        the caller's."""
+        the caller's. packing: compresses, if the peer wants that too."""
         self.reactor = reactor
         self.name = name
         self.log = log
@@ -125,7 +138,10 @@ class Connection:
         self.pinned = 0  # bytes of payload in all of them
         self.ended: str | None = None  # why, once it is closed or being closed
         self.watched: Watch | None = None
-        self._reference_from = 1 << 63
+        self.packing = packing
+        self.pack_from = _NEVER  # bytes of a payload from which on it may be compressed
+        self._reference_from = _NEVER
+        self._plain_below = _NEVER  # what is shorter is copied, and as it is
         self.number = reactor.add(fd, self, mapping)
         if introduce:
             self.introduce(hello)
@@ -183,6 +199,12 @@ class Connection:
             self.pinned += length
         return token
 
+    def pack(self, buffers: Sequence[bytes | memoryview], length: int) -> tuple[Sequence[bytes | memoryview], int, int]:
+        """A payload of at least `pack_from` bytes, compressed if that makes it smaller; its length, and flags of its
+        frame."""
+        packed = self.packing.pack(buffers, length) if self.packing is not None else None
+        return (buffers, length, 0) if packed is None else ((packed,), len(packed), COMPRESSED)
+
     def check_size(self, header: bytes | bytearray, length: int, what: str) -> None:
         """ResourceExhausted if the peer said that it would not take that much."""
         limits = self.peer.limits
@@ -228,12 +250,14 @@ class Connection:
         else:
             pin.then = RECORD_FRAME.pack(self.number, FRAME.size, 0, CANCEL, 0, 0, stream, 0, 0, 0)
 
-    def send_data(self, stream: int, header: bytearray, buffers: Sequence[bytes | memoryview], length: int) -> int:
+    def send_data(
+        self, stream: int, header: bytearray, buffers: Sequence[bytes | memoryview], length: int, flags: int
+    ) -> int:
         """Sends items. What goes by reference goes at once, so what was sent before is sent before it. A token in
         `pins`, else 0."""
         if length >= self._reference_from:
             self.reactor.submit()
-        return self.send(DATA, stream, header=header, buffers=buffers, length=length)
+        return self.send(DATA, stream, header=header, buffers=buffers, length=length, flags=flags)
 
     def unread(self) -> int:
         """Bytes of small frames that wait for the peer to read."""
@@ -310,6 +334,12 @@ class Connection:
             return
         self.peer = peer
         self._reference_from = min(COPY_BELOW, peer.map_from or COPY_BELOW, peer.chunk, peer.limits.payload + 1)
+        if self.packing is not None:
+            if FEATURE in peer.features:
+                self.pack_from = self.packing.options.compress_from
+            else:
+                self.packing = None
+        self._plain_below = min(self._reference_from, self.pack_from)
         self.reactor.set_peer(self.number, peer.chunk, peer.map_from)
         self.greeting()
 
@@ -332,6 +362,49 @@ class Connection:
     def refused(self, kind: int, flags: int, stream: int, header_length: int, length: int) -> None:
         """A payload of the peer was over the limit and is discarded; the stream of frames is intact."""
 
+    # ---- compressed payloads
+
+    def compressed(
+        self,
+        kind: int,
+        flags: int,
+        stream: int,
+        method: int,
+        deadline_ms: int,
+        header: bytes,
+        payload: bytes | memoryview,
+    ) -> None:
+        """A request, response or items whose payload is compressed."""
+        if self.packing is None:
+            self.violated("a compressed payload, where that was not agreed on")
+        elif kind == REQUEST:
+            self.compressed_request(stream, method, flags, deadline_ms, header, payload)
+        elif kind == RESPONSE:
+            self.compressed_response(stream, header, payload)
+        else:
+            self.data(stream, header, Packed(payload))
+
+    def compressed_request(
+        self, stream: int, method: int, flags: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
+    ) -> None:
+        """A call. This end serves none."""
+        self.request(stream, method, deadline_ms, header, payload)
+
+    def compressed_response(self, stream: int, header: bytes, payload: bytes | memoryview) -> None:
+        """An answer. See `response`."""
+
+    def unpack(self, payload: bytes | memoryview) -> memoryview:
+        """A payload decompressed. Raises `malformed`, or ResourceExhausted where there is no room for it."""
+        assert self.packing is not None
+        try:
+            return self.packing.unpack(payload)
+        except CompressionError as error:
+            self.log.warning("%s: a payload does not decompress: %s", self, error)
+            raise self.malformed(f"the payload does not decompress: {error}") from None
+        except ResourceExhausted as error:
+            self.log.warning("%s: %s", self, error.message)
+            raise
+
     # ---- streams
 
     def open_streams(self) -> Streams:
@@ -346,7 +419,7 @@ class Connection:
         """A call with streams. This end serves none."""
         self.send_error(stream, Status.UNIMPLEMENTED, "this side serves no calls")
 
-    def data(self, stream: int, header: bytes, payload: bytes | memoryview) -> None:
+    def data(self, stream: int, header: bytes, payload: bytes | memoryview | Packed) -> None:
         """Items of a stream."""
         self.open_streams().data(stream, header, payload)
 

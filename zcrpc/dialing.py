@@ -12,6 +12,7 @@ from typing import Any
 from zcrpc._native import lib
 from zcrpc.address import Address
 from zcrpc.calling import ClientConnection
+from zcrpc.compression import FEATURE, Packing
 from zcrpc.credentials import Token, present
 from zcrpc.errors import DeadlineExceeded, Unavailable, ZcrpcError
 from zcrpc.keepalive import Watching
@@ -34,6 +35,7 @@ class Dialer:
     server_hostname: str | None
     watching: Watching
     token: Token | None = None
+    packing: Packing | None = None
     _tunnels: set[Tunnel] = field(default_factory=set)
 
     async def dial(
@@ -86,11 +88,24 @@ class Dialer:
         self, address: Address, sock: socket.socket, map_from: int, shown: str, tunnel: Tunnel | None
     ) -> ClientConnection:
         """Takes over the socket, and waits for the server's hello."""
-        hello = Hello(limits=self.limits, chunk=lib.ZC_CHUNK_BYTES, map_from=map_from, token=shown)
+        hello = Hello(
+            limits=self.limits,
+            chunk=lib.ZC_CHUNK_BYTES,
+            map_from=map_from,
+            features=[] if self.packing is None else [FEATURE],
+            token=shown,
+        )
         connection = None
         try:
             connection = ClientConnection(
-                self.pool.reactor, sock.fileno(), map_from > 0, hello, str(address), self.watching, tunnel
+                self.pool.reactor,
+                sock.fileno(),
+                map_from > 0,
+                hello,
+                str(address),
+                self.watching,
+                tunnel,
+                self.packing,
             )
             sock.detach()
             await connection.greeted_event.wait()

@@ -27,6 +27,7 @@ from zcrpc.forking import MESSAGE, remember
 from zcrpc.streams import Counters, Sender
 from zcrpc.wire import (
     CANCEL,
+    COMPRESSED,
     CREDIT,
     DATA,
     END,
@@ -54,6 +55,7 @@ _log = logging.getLogger("zcrpc.reactor")
 _SWEEP_SECONDS: Final = 1.0
 
 _U32: Final = (1 << 32) - 1
+_WITH_PAYLOAD: Final = (REQUEST, RESPONSE, DATA)
 _EVENT_SIZE: Final = EVENT.size
 _unpack_events: Final = EVENT.iter_unpack
 
@@ -275,7 +277,19 @@ class Reactor:
                         lib.zc_lease_release(ffi.cast("struct zc_lease *", lease))
                     continue
                 try:
-                    if kind == REQUEST:
+                    if flags & COMPRESSED and kind in _WITH_PAYLOAD:
+                        connection.compressed(
+                            kind,
+                            flags,
+                            stream,
+                            method,
+                            deadline_ms,
+                            data[header : header + header_length],
+                            leased_view(lease, payload, payload_length)
+                            if lease
+                            else data[payload : payload + payload_length],
+                        )
+                    elif kind == REQUEST:
                         if flags & STREAMS:
                             connection.stream_request(
                                 stream,

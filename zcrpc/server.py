@@ -19,6 +19,7 @@ from zcrpc import calibration, signals, tls
 from zcrpc._native import lib
 from zcrpc.address import Address
 from zcrpc.calibration import Receive
+from zcrpc.compression import FEATURE, Option, prepare
 from zcrpc.credentials import Authenticate, Caller, peer_process
 from zcrpc.eager import Runner
 from zcrpc.errors import FailedPrecondition, Status
@@ -189,6 +190,7 @@ class Server:
         None and False are refusals too. Without it every connection is taken.
     introspection: serves what there is to know about the server itself: its methods, and its statistics. Its health is
         served in any case.
+    compression: "zstd", or a `Compression`, compresses payloads on connections whose clients want it too.
 
     Large results are sent by reference: a buffer of 16 KiB or more that a handler returns must not change until it has
     been sent.
@@ -225,6 +227,7 @@ class Server:
         interceptors: Sequence[Interceptor] = (),
         authenticate: Authenticate | None = None,
         introspection: bool = True,
+        compression: Option = None,
     ) -> None:
         calibration.validate(receive)
         for name, value in (
@@ -263,6 +266,7 @@ class Server:
         self.max_connections = max_connections
         self.max_in_flight = max_in_flight
         self.max_message = min(max_message, budget)
+        self.packing = prepare(compression, self.max_message)
         self.max_unsent = max_unsent
         self.hello_timeout = hello_timeout
         self.stall_timeout = stall_timeout
@@ -303,7 +307,7 @@ class Server:
         self.closing = False
         self._forked = False
         self.requests = self.errors = self.refused = self.unauthenticated = self.handshakes_failed = 0
-        self.exhausted = dict.fromkeys(("in_flight", "calls", "queued", "message", "metadata"), 0)
+        self.exhausted = dict.fromkeys(("in_flight", "calls", "queued", "message", "metadata", "decompressed"), 0)
         self.calls = 0  # handlers that have suspended, in all connections
         self.full = False  # they are as many as there may be
         self.queued = 0  # calls put off, in all connections
@@ -349,7 +353,13 @@ class Server:
 
     def hello_for(self, map_from: int) -> Hello:
         """What connections are greeted with that receive by mapping from so many bytes on (0: do not)."""
-        return Hello(limits=self._limits, chunk=lib.ZC_CHUNK_BYTES, map_from=map_from, methods=self.methods)
+        return Hello(
+            limits=self._limits,
+            chunk=lib.ZC_CHUNK_BYTES,
+            map_from=map_from,
+            features=[] if self.packing is None else [FEATURE],
+            methods=self.methods,
+        )
 
     async def _open(self, source: Address | int | socket.socket, backlog: int, context: SSLContext | None) -> _Listener:
         if self._forked:
@@ -552,6 +562,7 @@ class Server:
             exhausted={**self.exhausted, "waiting": self.threads.refused},
             threads=self.threads.running,
             waiting=self.threads.waiting,
+            packing=self.packing,
         )
 
     def abandon(self) -> None:

@@ -12,7 +12,7 @@ import logging
 import math
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,6 +42,7 @@ from zcrpc.service import Plan
 from zcrpc.streams import Receiver, Sender, UnsendableItem
 from zcrpc.tls import Tunnel
 from zcrpc.wire import (
+    COMPRESSED,
     DATA,
     FRAME,
     RECORD_FRAME,
@@ -184,6 +185,8 @@ class ServerConnection(Connection):
         "used",
     )
 
+    malformed = InvalidArgument
+
     def __init__(
         self,
         server: Server,
@@ -208,7 +211,9 @@ class ServerConnection(Connection):
         self.admitted = True
         self.caller = caller
         self.authenticating: Suspended | None = None  # the server's hook, if it takes its time
-        super().__init__(reactor, fd, mapping, hello, name, _log, introduce=server.authenticate is None)
+        super().__init__(
+            reactor, fd, mapping, hello, name, _log, packing=server.packing, introduce=server.authenticate is None
+        )
         self.be_careful()
         self.tick = reactor.deadlines.add(server.hello_timeout, self)
         self.watched = Watch(self, server.watching)
@@ -456,10 +461,44 @@ class ServerConnection(Connection):
             if flags & STREAMS:
                 self._begin_streams(stream, method, flags, deadline_ms, header, payload, receiver)
                 continue
-            self.server.requests -= 1  # counted when it came
-            self.careful = False  # it may begin
-            self.request(stream, method, deadline_ms, header, payload)
+            self._request_now(stream, method, flags, deadline_ms, header, payload)
         self.be_careful()
+
+    def compressed_request(
+        self, stream: int, method: int, flags: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
+    ) -> None:
+        if flags & STREAMS:
+            self.stream_request(stream, method, flags, deadline_ms, header, payload)
+            return
+        self.server.requests += 1
+        self.used = True
+        # What is refused or put off is not decompressed.
+        if self._may_begin(stream, method, deadline_ms, header, payload, flags):
+            self._request_now(stream, method, flags, deadline_ms, header, payload)
+            self.be_careful()
+
+    def _request_now(
+        self, stream: int, method: int, flags: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
+    ) -> None:
+        """Serves a call that may begin."""
+        if flags & COMPRESSED:
+            unpacked = self._unpack_for(stream, payload)
+            if unpacked is None:
+                return
+            payload = unpacked
+        self.server.requests -= 1  # counted when it came
+        self.careful = False  # it may begin
+        self.request(stream, method, deadline_ms, header, payload)
+
+    def _unpack_for(self, stream: int, payload: bytes | memoryview) -> memoryview | None:
+        """The payload of a call, decompressed. None if that cannot be done; the call is answered then."""
+        try:
+            return self.unpack(payload)
+        except ResourceExhausted as error:
+            self._exhausted(stream, "decompressed", error.message)
+        except ZcrpcError as error:
+            self.fail(stream, error.status, error.message)
+        return None
 
     # ---- calls with streams
 
@@ -487,6 +526,12 @@ class ServerConnection(Connection):
         receiver: Receiver | None,
     ) -> None:
         streams, codec, sender = self.open_streams(), self.reactor.codec, None
+        if flags & COMPRESSED:
+            unpacked = self._unpack_for(stream, payload)
+            if unpacked is None:
+                release(receiver, None)
+                return
+            payload = unpacked
         found = self.server.stream_handlers.get(method)
         if found is None or found[0].streams != flags & STREAMS:
             self.fail_with(stream, self._no_handler(method))
@@ -603,7 +648,7 @@ class ServerConnection(Connection):
             head = SINGLE_BYTES if length >= INLINE_BELOW else b""
         else:
             length, head = 0, b""
-        if head and length < self._reference_from:
+        if head and length < self._plain_below:
             size = _SINGLE_FRAME_SIZE + length
             reactor = self.reactor
             reactor.pieces += (
@@ -624,7 +669,11 @@ class ServerConnection(Connection):
                 header, buffers, length = self.reactor.codec.encode([result, carried])
             if len(header) > limits.header or length > limits.payload:
                 self.check_size(header, length, f"the result of {served[PLAN].name}()")
-            if self.send(RESPONSE, stream, 0, 0, header, buffers, length):
+            pieces: Sequence[bytes | memoryview] = buffers
+            flags = 0
+            if length >= self.pack_from:
+                pieces, length, flags = self.pack(buffers, length)
+            if self.send(RESPONSE, stream, 0, 0, header, pieces, length, flags):
                 self.careful = True
         except ResourceExhausted as error:
             self.fail(stream, error.status, error.message)

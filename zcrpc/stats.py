@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from zcrpc._native import lib
+from zcrpc.compression import Packing
 from zcrpc.reactor import Reactor
 from zcrpc.regions import LockCounters, RegionMap
 
@@ -30,12 +31,15 @@ class Stats:
     in flight now. `queued`: received and not begun yet. `refused`: connections beyond the limit. `handshakes_failed`:
     connections closed for want of TLS. `unauthenticated`: connections whose credentials were not accepted. `exhausted`:
     calls answered with RESOURCE_EXHAUSTED, by the limit that was reached: in_flight, calls, queued, message, metadata,
-    waiting. `threads`: blocking handlers that run now. `waiting`: calls that wait for a thread.
+    waiting, decompressed. `threads`: blocking handlers that run now. `waiting`: calls that wait for a thread.
     `fallbacks`: payloads that lie in a region and were not mapped, by reason: policy ("copy", or "auto" decided so for
     the socket), unsupported, unpadded (the sender did not send whole pages), small, cheaper ("auto" decided so for the
     size), unmappable. `paused`: connections that are not read now, for want of memory or because their peer does not
     read. `streams`: open now, each direction of a call for itself. `credit_stalls`: times that one had to wait for its
     peer to take items. `violations`: connections closed because their peer broke the protocol.
+    `compressed_bytes_in`, `compressed_bytes_out`: payloads that travelled compressed, and `decompressed_bytes_in`,
+    `uncompressed_bytes_out`: what they were without. `decompressed_bytes`: of those that came, still in use.
+    `decompressions_failed`: payloads that were malformed, too long or too much.
     """
 
     connections: int
@@ -66,6 +70,12 @@ class Stats:
     items_out: int
     credit_stalls: int
     violations: int
+    compressed_bytes_in: int
+    decompressed_bytes_in: int
+    compressed_bytes_out: int
+    uncompressed_bytes_out: int
+    decompressed_bytes: int
+    decompressions_failed: int
     regions: int
     arena_bytes: int
     idle_bytes: int
@@ -105,6 +115,7 @@ def collect(
     exhausted: Mapping[str, int] = MappingProxyType({}),
     threads: int = 0,
     waiting: int = 0,
+    packing: Packing | None = None,
 ) -> Stats:
     """Sums struct zc_reactor_stats of several reactors on one region map."""
     reactors = list(reactors)
@@ -132,6 +143,12 @@ def collect(
         items_out=sum(each.items_out for each in streams),
         credit_stalls=sum(each.stalls for each in streams),
         violations=sum(each.violations for each in reactors),
+        compressed_bytes_in=packing.packed_in if packing else 0,
+        decompressed_bytes_in=packing.plain_in if packing else 0,
+        compressed_bytes_out=packing.packed_out if packing else 0,
+        uncompressed_bytes_out=packing.plain_out if packing else 0,
+        decompressed_bytes=packing.used if packing else 0,
+        decompressions_failed=packing.failures if packing else 0,
         regions=memory.regions,
         arena_bytes=memory.arena_bytes,
         idle_bytes=memory.idle_bytes,

@@ -21,10 +21,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from zcrpc.codec import COPY_BELOW
+from zcrpc.compression import Packed
 from zcrpc.errors import Cancelled, ResourceExhausted, ZcrpcError
 from zcrpc.wire import CREDIT, END, FRAME, MOST_CREDIT
 
@@ -145,7 +146,7 @@ class Streams:
 
     # ---- called by the connection, for frames
 
-    def data(self, stream: int, header: bytes, payload: bytes | memoryview) -> None:
+    def data(self, stream: int, header: bytes, payload: bytes | memoryview | Packed) -> None:
         """Items came."""
         cost = FRAME.size + len(header) + len(payload)
         if not self._charge(cost):
@@ -350,14 +351,18 @@ class Sender:
             return True
         if self._pinned or not self.streams.may_send(self):
             return False
-        header, buffers, length = self._header, self._buffers, self._length
+        header, length = self._header, self._length
+        buffers: Sequence[bytes | memoryview] = self._buffers
         header[1:3] = count.to_bytes(2, "big")
         self._clear()
+        connection, flags = self.streams.connection, 0
+        if length >= connection.pack_from:
+            buffers, length, flags = connection.pack(buffers, length)
         cost = FRAME.size + len(header) + length
         self.credit -= cost
         self.streams.spend(cost)
         self.streams.counters.items_out += count
-        token = self.streams.connection.send_data(self.stream, header, buffers, length)
+        token = connection.send_data(self.stream, header, buffers, length, flags)
         if token:
             self.wait_for(token)
         return True
@@ -449,8 +454,8 @@ class Receiver:
         self._half = (window + 1) // 2
         self._taken = 0
         self.batch: deque[Any] = deque()  # decoded, to be taken
-        # Not decoded: so the window bounds memory, whatever the items become.
-        self._queue: deque[tuple[bytes, bytes | memoryview, int]] = deque()
+        # Not decoded, nor decompressed: so the window bounds memory, whatever the items become.
+        self._queue: deque[tuple[bytes, bytes | memoryview | Packed, int]] = deque()
         self._items: Items | None = None
         self._number = 0  # of items that were taken
         self.ended = False
@@ -494,7 +499,7 @@ class Receiver:
 
     # ---- what comes
 
-    def data(self, header: bytes, payload: bytes | memoryview, cost: int) -> None:
+    def data(self, header: bytes, payload: bytes | memoryview | Packed, cost: int) -> None:
         """A frame of items."""
         if self._discarding:
             self.streams.give_back(cost)
@@ -537,6 +542,13 @@ class Receiver:
         header, payload, cost = self._queue.popleft()
         self._give_back(cost)
         assert self._items is not None
+        if isinstance(payload, Packed):
+            try:
+                payload = self.streams.connection.unpack(payload.data)
+            except ZcrpcError as failure:
+                self.discard()
+                self._error = failure
+                return
         items, error = self._items.decode(header, payload, self.streams.connection.reactor.codec, self._number)
         arrived = len(items)
         if error is not None:

@@ -37,6 +37,9 @@ EVENT_REFUSED: Final = 34
 # without an answer when the stream ends were not begun.
 FLAG_UNPROCESSED: Final = 0x08
 
+# A flag of REQUEST, RESPONSE and DATA: the payload is compressed.
+COMPRESSED: Final = 0x10
+
 # ZC_FLAG_*, of a REQUEST
 STREAM_IN: Final = 2
 STREAM_OUT: Final = 4
