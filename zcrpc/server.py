@@ -21,14 +21,18 @@ from zcrpc.calibration import Receive
 from zcrpc.credentials import Authenticate, Caller, peer_process
 from zcrpc.eager import Runner
 from zcrpc.errors import FailedPrecondition, Status
+from zcrpc.health import Health
 from zcrpc.interceptors import Intercepted, Interceptor, check, kind_of
 from zcrpc.keepalive import Watching
 from zcrpc.metadata import DEFAULT_LIMIT
+from zcrpc.metering import Meter
 from zcrpc.reactor import Reactor, ReactorOptions
+from zcrpc.reflection import Reflection
 from zcrpc.regions import RegionMap
 from zcrpc.service import Service, plans
 from zcrpc.serving import Handlers, ServerConnection
 from zcrpc.sockets import bind_tcp, bind_unix, watch_over
+from zcrpc.statistics import Statistics
 from zcrpc.stats import Stats, collect
 from zcrpc.tls import Tunnel
 from zcrpc.wire import CONNECTION_WINDOW, STREAM_WINDOW, Hello, Limits
@@ -44,25 +48,34 @@ _ACCEPT_PAUSE_SECONDS: Final = 0.5
 _REFUSALS_AT_ONCE: Final = 256
 # How long handlers may take to clean up when they were cancelled at the end of the grace period.
 _CLEANUP_SECONDS: Final = 1.0
+# Names of services that every server has of its own.
+_RESERVED: Final = "zcrpc."
 # How long peers may take to read the last replies and close their side. The core itself lets go of those that do not
 # after 1 s.
 _FAREWELL_SECONDS: Final = 1.5
 
 
-class _Listener:
+class _Entrance:
+    """Where connections come from that are made elsewhere."""
+
+    def __init__(self, server: Server, address: Address, mapping: int, tls: SSLContext | None = None) -> None:
+        self.address = address
+        self.tls = tls
+        self.mapping = mapping  # bytes from which on connections ask for whole pages; 0: never
+        self.hello = server.hello_for(mapping)
+
+
+class _Listener(_Entrance):
     """One listening socket."""
 
     def __init__(
         self, server: Server, sock: socket.socket, address: Address, mapping: int, tls: SSLContext | None
     ) -> None:
+        super().__init__(server, address, mapping, tls)
         self.server = server
-        self.tls = tls
         self.sock = sock
-        self.address = address
-        self.mapping = mapping  # bytes from which on this listener's connections ask for whole pages; 0: never
         self.loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
-        self.hello = server.hello_for(mapping)
         self.loop.add_reader(sock.fileno(), self.accept)
 
     def accept(self) -> None:
@@ -160,6 +173,8 @@ class Server:
     interceptors: functions around every call, the outermost first; see zcrpc/interceptors.py.
     authenticate: gives the identity of a new connection's `Credentials`, or raises `Unauthenticated`; plain or async.
         None and False are refusals too. Without it every connection is taken.
+    introspection: serves what there is to know about the server itself: its methods, and its statistics. Its health is
+        served in any case.
 
     Large results are sent by reference: a buffer of 16 KiB or more that a handler returns must not change until it has
     been sent.
@@ -193,6 +208,7 @@ class Server:
         idle_timeout: float | None = None,
         interceptors: Sequence[Interceptor] = (),
         authenticate: Authenticate | None = None,
+        introspection: bool = True,
     ) -> None:
         calibration.validate(receive)
         for name, value in (
@@ -209,7 +225,18 @@ class Server:
             raise ValueError(f"max_metadata={max_metadata}: must not be negative")
         if authenticate is not None and not callable(authenticate):
             raise TypeError(f"authenticate is a function of Credentials, not {authenticate!r}")
-        self.handlers, self.stream_handlers, self.methods = _table(services, check(interceptors))
+        _check_services(services)
+        self.health = Health(dict.fromkeys(type(service).__zcrpc_name__ for service in services))
+        self.meter = Meter(self._measure)
+        self._statistics = Statistics(self) if introspection else None
+        builtin: list[Service] = [self.health]
+        if self._statistics is not None:
+            described = [*map(type, services), Health, Statistics, Reflection]
+            builtin += [self._statistics, Reflection(described)]
+        self.handlers, self.stream_handlers, self.methods = _table(services, builtin)
+        self._interceptors = check(interceptors)
+        self._handlers = {number: handler for table in self._tables() for number, (_, handler) in table.items()}
+        self._intercept(self._interceptors)
         self.authenticate = authenticate
         self.max_calls = max_calls
         self.max_queued = max_queued
@@ -287,9 +314,7 @@ class Server:
     async def _open(self, address: Address, backlog: int, context: SSLContext | None) -> _Listener:
         if self.closing:
             raise FailedPrecondition("the server is closed")
-        loop = asyncio.get_running_loop()
-        if self._loop is not None and self._loop is not loop:
-            raise FailedPrecondition("the server belongs to another event loop")
+        loop = self._own(asyncio.get_running_loop())
         map_from = 0
         if not address.is_unix and context is None:
             map_from = await calibration.mapped_from(self._receive, self._map_from)
@@ -307,6 +332,11 @@ class Server:
         _log.info("listening on %s", bound)
         return listener
 
+    def _own(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+        if self._loop is not None and self._loop is not loop:
+            raise FailedPrecondition("the server belongs to another event loop")
+        return loop
+
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._reactors:
             return
@@ -320,9 +350,46 @@ class Server:
         if listener in self._listeners:
             self._listeners.remove(listener)
 
+    # ---- calls
+
+    def measure(self) -> None:
+        """From now on counts the calls of each method, how they end and how long they take, for `zcrpc.prometheus`,
+        `zcrpc top` and `meter`. That costs each call about as much as an interceptor does."""
+        self.meter.begin()
+
+    def _measure(self, on: bool) -> None:
+        self._intercept((self.meter.intercept, *self._interceptors) if on else self._interceptors)
+
+    def _tables(self) -> tuple[Handlers, Handlers]:
+        return self.handlers, self.stream_handlers
+
+    def _intercept(self, interceptors: tuple[Interceptor, ...]) -> None:
+        """Puts interceptors around all handlers, from the next call on. Where there are none, handlers are called as
+        they are."""
+        for table in self._tables():
+            for number, (plan, _) in table.items():
+                handler = self._handlers[number]
+                table[number] = plan, Intercepted(interceptors, handler, kind_of(plan)) if interceptors else handler
+
     # ---- connections
 
-    def accepted(self, listener: _Listener, sock: socket.socket, peer: Any) -> None:
+    async def adopt(self, sock: socket.socket) -> None:
+        """Serves a connected stream socket that was made elsewhere: an end of a socketpair, or one that was handed over
+        by another process. It belongs to the server from now on."""
+        if self.closing:
+            raise FailedPrecondition("the server is closed")
+        sock.setblocking(False)
+        is_unix, map_from = sock.family == socket.AF_UNIX, 0
+        if is_unix:
+            address = Address(path=str(sock.getsockname() or "socketpair"))
+        else:
+            host, port, *_ = sock.getsockname()
+            address = Address(host=host, port=port)
+            map_from = await calibration.mapped_from(self._receive, self._map_from)
+        self._start(self._own(asyncio.get_running_loop()))
+        self.accepted(_Entrance(self, address, map_from), sock, sock.getpeername())
+
+    def accepted(self, listener: _Entrance, sock: socket.socket, peer: Any) -> None:
         """A new connection: goes to the reactor that has the fewest."""
         process = peer_process(sock)
         if process is None:
@@ -348,7 +415,7 @@ class Server:
             task.add_done_callback(self._handshakes.discard)
 
     async def _shake_hands(
-        self, listener: _Listener, context: SSLContext, sock: socket.socket, name: str, caller: Caller
+        self, listener: _Entrance, context: SSLContext, sock: socket.socket, name: str, caller: Caller
     ) -> None:
         assert self._loop is not None
         try:
@@ -371,7 +438,7 @@ class Server:
 
     def _take(
         self,
-        listener: _Listener,
+        listener: _Entrance,
         sock: socket.socket,
         name: str,
         caller: Caller,
@@ -419,6 +486,10 @@ class Server:
 
     # ---- life
 
+    @property
+    def is_closed(self) -> bool:
+        return self._closed.is_set()
+
     def stats(self) -> Stats:
         """Counters and gauges. After `close`, those of its end."""
         if self._last is not None:
@@ -445,6 +516,9 @@ class Server:
             await self._closed.wait()
             return
         self.closing = True
+        self.health.drain()
+        if self._statistics is not None:
+            self._statistics.drain()
         for listener in list(self._listeners):
             self._stop_listening(listener)
         for task in self._handshakes:
@@ -493,19 +567,23 @@ class Server:
         self._closed.set()
 
 
-def _table(
-    services: tuple[Service, ...], interceptors: tuple[Interceptor, ...]
-) -> tuple[Handlers, Handlers, dict[str, int]]:
-    """Handlers by number, those of calls with streams apart; and numbers by name. Numbers begin with 1. Where there are
-    no interceptors, handlers are called as they are."""
-    handlers: Handlers = {}
-    stream_handlers: Handlers = {}
-    numbers: dict[str, int] = {}
+def _check_services(services: tuple[Service, ...]) -> None:
+    """TypeError or ValueError for what cannot be served."""
     for service in services:
         if isinstance(service, type) and issubclass(service, Service):
             raise TypeError(f"{service.__name__} is a class; serve an object of it: Server({service.__name__}())")
         if not isinstance(service, Service):
             raise TypeError(f"{service!r} is no zcrpc.Service")
+        if service.__zcrpc_name__.startswith(_RESERVED):
+            raise ValueError(f"{service.__zcrpc_name__}: names of services that begin with {_RESERVED!r} are reserved")
+
+
+def _table(services: Sequence[Service], builtin: Sequence[Service]) -> tuple[Handlers, Handlers, dict[str, int]]:
+    """Handlers by number, those of calls with streams apart; and numbers by name. Numbers begin with 1."""
+    handlers: Handlers = {}
+    stream_handlers: Handlers = {}
+    numbers: dict[str, int] = {}
+    for service in (*services, *builtin):
         found = plans(type(service))
         if not found:
             raise TypeError(f"{type(service).__name__} has no @method")
@@ -513,8 +591,5 @@ def _table(
             if plan.name in numbers:
                 raise ValueError(f"two services have a method {plan.name}")
             number = numbers[plan.name] = len(numbers) + 1
-            handler = getattr(service, plan.attribute)
-            if interceptors:
-                handler = Intercepted(interceptors, handler, kind_of(plan))
-            (stream_handlers if plan.streams else handlers)[number] = plan, handler
+            (stream_handlers if plan.streams else handlers)[number] = plan, getattr(service, plan.attribute)
     return handlers, stream_handlers, numbers

@@ -71,6 +71,8 @@ async def bind_tcp(address: Address) -> tuple[socket.socket, Address]:
 
 async def connect_unix(loop: asyncio.AbstractEventLoop, address: Address) -> socket.socket:
     """A connected socket; Unavailable if nobody answers at the path."""
+    if address.connect is not None:
+        return await address.connect()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         await loop.sock_connect(sock, address.path)
