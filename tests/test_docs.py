@@ -20,7 +20,8 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 _PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+# Those that talk to a running server are run by tests/test_commands.py.
+_CONSOLE = re.compile(r"^```console\n((?:(?!```|.*tcp://).*\n)*)```$", re.MULTILINE)
 # A measured value, with its unit: 45.8k, 2,827, 100 %, 1.2e3, – for none.
 _NUMBER = re.compile(r"[±]?(?:\d[\d,.]*(?:e[+-]?\d+)?[kM]?|–)(?![\w-])")
 
