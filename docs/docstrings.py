@@ -45,16 +45,16 @@ def listed(text: str, names: set[str]) -> str:
 
 
 def _paragraph(text: str, label: re.Pattern[str]) -> str:
-    flat = re.sub(r"\n(?:    )?(?! )", " ", text) if not text.startswith(" ") else text
-    if not label.match(flat):
-        return text
+    flat = re.sub(r"\n(?:    )?(?! )", " ", text)
     found = list(label.finditer(flat))
+    if text.startswith(" ") or not found:
+        return text
     ends = [match.start() for match in found[1:]] + [len(flat)]
     items = [(match.group(1), flat[match.end() : end].strip(" ;")) for match, end in zip(found, ends, strict=True)]
     last, *rest = re.split(r"(?<=\.) (?=Raises |In a handler)", items[-1][1], maxsplit=1)
     items[-1] = (items[-1][0], last)
-    rows = [f"- {_code(name)}: {meaning}" for name, meaning in items]
-    return "\n".join(rows) + "".join(f"\n\n{more}" for more in rest)
+    rows = "\n".join(f"- {_code(name)}: {meaning}" for name, meaning in items)
+    return "\n\n".join(filter(None, [flat[: found[0].start()].strip(), rows, *rest]))
 
 
 def _code(names: str) -> str:

@@ -114,3 +114,20 @@ def test_the_site_is_built(tmp_path: Path) -> None:
     for page in (tmp_path / "site").rglob("*.html"):
         fetched = re.findall(r"<(?:link|script|img|iframe)\b[^>]*\b(?:href|src)=\"?(https?:)", page.read_text())
         assert not fetched, page
+
+
+def test_what_docstrings_say_of_parameters_becomes_a_list() -> None:
+    pytest.importorskip("griffe")
+    sys.path.insert(0, str(DOCS))
+    try:
+        from docstrings import listed
+    finally:
+        sys.path.remove(str(DOCS))
+    text = (
+        "Calls it.\n\na: one thing,\n    over two lines.\nb, c: two; see d: not a name.\n\n"
+        "First. `a`: again. b: more. Raises ValueError.\n\n    a: code"
+    )
+    assert listed(text, {"a", "b", "c"}) == (
+        "Calls it.\n\n- `a`: one thing, over two lines.\n- `b`, `c`: two; see d: not a name.\n\n"
+        "First.\n\n- `a`: again.\n- `b`: more.\n\nRaises ValueError.\n\n    a: code"
+    )
