@@ -10,6 +10,7 @@ from zcrpc.commands.call import call
 from zcrpc.commands.describe import describe
 from zcrpc.commands.health import health
 from zcrpc.commands.ping import ping
+from zcrpc.commands.serve import serve
 from zcrpc.commands.top import top
 from zcrpc.lab.commands import lab
 
@@ -20,6 +21,7 @@ def cli() -> None:
     """An RPC library that maps payloads instead of copying them, and a laboratory for the locks behind it."""
 
 
+cli.add_command(serve)
 cli.add_command(call)
 cli.add_command(describe)
 cli.add_command(health)

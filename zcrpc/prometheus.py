@@ -41,6 +41,8 @@ _GAUGES: Final = {
     "connections": "Connections that are open.",
     "calls": "Calls whose handlers wait for something.",
     "queued": "Calls that have come and are not begun.",
+    "threads": "Blocking handlers that run.",
+    "waiting": "Calls of blocking handlers that wait for a thread.",
     "streams": "Streams that are open, each direction of a call for itself.",
     "paused": "Connections that are not read now.",
     "outbound_bytes": "Bytes that wait to be sent.",
