@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORE := $(shell find native -not -path 'native/tests/*' -not -path 'native/models/*' -type f)
 C_FILES := $(shell find native benchmarks -name '*.[ch]')
 
-.PHONY: demo test lint native-tests sanitize torture models bench bench-short figures report kernel-ab clean
+.PHONY: demo test lint native-tests sanitize torture models bench bench-short figures report docs kernel-ab clean
 
 demo: $(VENV)/installed
 	$(BIN)/zcrpc lab seed --seconds 2 --rounds 3
@@ -82,6 +82,10 @@ build/results/validation.json: | $(VENV)/installed
 build/results/%.json: | $(VENV)/installed
 	mkdir -p $(@D)
 	$(BIN)/zcrpc lab $* $(SETTINGS) --json $@
+
+# build/site/index.html. A link that leads nowhere, or a page that is not in the menu, is an error.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
 # Linux before and after its change to locks of mappings, booted in QEMU: docs/kernel.md. KERNEL_AB has options.
 kernel-ab: $(VENV)/installed

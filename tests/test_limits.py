@@ -38,7 +38,7 @@ async def test_calls_in_all_connections(serving: Serving) -> None:
                 await work.wait()
             with pytest.raises(zcrpc.ResourceExhausted):
                 await work.add(1, 2)
-        assert server.stats().exhausted == {"in_flight": 0, "calls": 8, "queued": 0, "message": 0, "metadata": 0}
+        assert {name: count for name, count in server.stats().exhausted.items() if count} == {"calls": 8}
         assert service.began == 3
         service.gate.set()
         assert await asyncio.gather(*waiting) == ["waited"] * 3

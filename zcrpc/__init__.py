@@ -17,7 +17,7 @@ async with zcrpc.connect("tcp://127.0.0.1:7000", Store) as store:
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from zcrpc import locks
+from zcrpc import blocking, locks
 from zcrpc.backoff import Backoff
 from zcrpc.channel import State
 from zcrpc.client import Client, connect
@@ -44,7 +44,9 @@ from zcrpc.errors import (
     Unknown,
     ZcrpcError,
 )
+from zcrpc.health import Health, Serving
 from zcrpc.interceptors import Call, IncomingCall, OutgoingCall
+from zcrpc.reflection import Reflection
 from zcrpc.regions import RegionMap
 from zcrpc.retries import Retries
 from zcrpc.server import Server
@@ -67,6 +69,7 @@ __all__ = [
     "DataLoss",
     "DeadlineExceeded",
     "FailedPrecondition",
+    "Health",
     "IncomingCall",
     "Internal",
     "InvalidArgument",
@@ -76,11 +79,13 @@ __all__ = [
     "OutgoingCall",
     "PermissionDenied",
     "Process",
+    "Reflection",
     "RegionMap",
     "ResourceExhausted",
     "Retries",
     "Server",
     "Service",
+    "Serving",
     "State",
     "Stats",
     "Status",
@@ -90,6 +95,7 @@ __all__ = [
     "Unimplemented",
     "Unknown",
     "ZcrpcError",
+    "blocking",
     "connect",
     "context",
     "detached",

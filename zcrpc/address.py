@@ -6,8 +6,8 @@ import asyncio
 import ipaddress
 import re
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -17,11 +17,13 @@ _SEPARATOR: Final = re.compile(r",(?=\s*(?:tcp|unix)://)")
 
 @dataclass(slots=True, frozen=True)
 class Address:
-    """Where to listen or to connect: a host and port, or the path of a Unix socket."""
+    """Where to listen or to connect: a host and port, or the path of a Unix socket. connect: gives a connected socket,
+    for connections that are made otherwise; host, or port and path, are then merely a name."""
 
     host: str = ""
     port: int = 0
     path: str = ""
+    connect: Callable[[], Awaitable[socket.socket]] | None = field(default=None, repr=False)
 
     @property
     def is_unix(self) -> bool:
@@ -34,8 +36,10 @@ class Address:
         return f"tcp://{host}:{self.port}"
 
 
-def parse(text: str) -> Address:
+def parse(text: str | Address) -> Address:
     """ValueError says what is wrong with it."""
+    if isinstance(text, Address):
+        return text
     parts = urlsplit(text)
     if parts.scheme == "unix":
         path = parts.netloc + parts.path
@@ -53,8 +57,10 @@ def parse(text: str) -> Address:
     raise ValueError(f"{text!r}: expected tcp://host:port or unix://path")
 
 
-def parse_all(text: str | Sequence[str]) -> list[Address]:
+def parse_all(text: str | Address | Sequence[str]) -> list[Address]:
     """One address or several, in a sequence or separated by commas. ValueError says what is wrong."""
+    if isinstance(text, Address):
+        return [text]
     parts = _SEPARATOR.split(text) if isinstance(text, str) else list(text)
     if not parts:
         raise ValueError("no address")

@@ -14,6 +14,7 @@ import threading
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+from zcrpc import forking
 from zcrpc._native import check, ffi, lib
 
 Receive: TypeAlias = Literal["auto", "zerocopy", "copy"]
@@ -44,6 +45,14 @@ class Cost:
 
 _lock = threading.Lock()
 _costs: list[Cost] | None = None
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()  # some thread may have held it
+
+
+forking.in_child(_renew_lock)
 
 
 def measure() -> list[Cost]:

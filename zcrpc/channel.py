@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zcrpc.backoff import Backoff
 from zcrpc.balancing import PICKERS, Balance
-from zcrpc.errors import DeadlineExceeded, Status, Unavailable, ZcrpcError
+from zcrpc.errors import DeadlineExceeded, FailedPrecondition, Status, Unavailable, ZcrpcError
+from zcrpc.forking import MESSAGE, remember
 from zcrpc.retries import Budget, Retries
 from zcrpc.streams import is_stream
 
@@ -202,6 +203,7 @@ class Channel:
         self.backoff = backoff or Backoff()
         self.wait_for_ready = wait_for_ready
         self.is_closed = False
+        self._forked = False
         self.methods: dict[str, int] = {}  # of the server that was connected last
         self.requests = self.errors = 0  # over connections that are gone
         self.endpoints: dict[str, Endpoint] = {}
@@ -215,6 +217,7 @@ class Channel:
         self._ready: list[ClientConnection] = []
         self._only: ClientConnection | None = None  # all calls go to it, without further choice
         self._change: asyncio.Future[None] = loop.create_future()
+        remember(self)
 
     # ---- endpoints
 
@@ -250,6 +253,8 @@ class Channel:
 
     def failure(self) -> ZcrpcError:
         """Why nobody can be reached."""
+        if self._forked:
+            return FailedPrecondition(f"this client {MESSAGE}")
         if self.is_closed:
             return _unprocessed(Unavailable("the client was closed"))
         errors = [endpoint.error for endpoint in self.endpoints.values()] + list(self.unresolved.values())
@@ -396,6 +401,16 @@ class Channel:
         return self._budget is not None and self._budget.take()
 
     # ---- end
+
+    def abandon(self) -> None:
+        """This process was forked from the client's. See `zcrpc.forking`."""
+        self._forked = self.is_closed = True
+        self.endpoints, self._ready, self._only, self._leaving = {}, [], None, []
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether the client is another process's."""
+        return self._forked
 
     async def close(self) -> list[ClientConnection]:
         """Connects no more. Returns the connections that are left, which are the caller's to close."""

@@ -272,7 +272,7 @@ class Client:
     async def close(self) -> None:
         """Closes the connections when what was sent is out. Calls in flight fail with Unavailable. Results that are
         views stay valid."""
-        if self._shut:
+        if self._shut or self._channel.is_forked:
             return
         self._shut = True
         for task in self._tasks:

@@ -84,8 +84,11 @@ class _Job(Suspended):
 
     def done(self, result: Any, error: BaseException | None) -> None:
         self.worker = None
-        if self._finish is not None:
-            self._finish(result, error)
+        finish = self._finish
+        # The future may have the same result, and finish leads back here: a view would wait for the garbage collector.
+        self._finish = self.yielded = None
+        if finish is not None:
+            finish(result, error)
 
 
 _DONE = object()  # what a driver yields when it wants the next coroutine

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from dataclasses import dataclass
 
+from zcrpc import forking
 from zcrpc.calibration import Receive
 from zcrpc.reactor import Reactor, ReactorOptions
 from zcrpc.regions import RegionMap
@@ -59,3 +60,12 @@ class Pool:
 
 _pools: dict[tuple[asyncio.AbstractEventLoop, Options], Pool] = {}
 _pools_lock = threading.Lock()
+
+
+def _forget() -> None:
+    global _pools_lock
+    _pools_lock = threading.Lock()  # some thread may have held it
+    _pools.clear()
+
+
+forking.in_child(_forget)

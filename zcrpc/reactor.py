@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zcrpc._native import check, ffi, lib
 from zcrpc.codec import Codec
 from zcrpc.deadlines import Deadlines
+from zcrpc.forking import MESSAGE, remember
 from zcrpc.streams import Counters, Sender
 from zcrpc.wire import (
     CANCEL,
@@ -91,6 +92,7 @@ class Reactor:
     """One native reactor in one event loop."""
 
     __slots__ = (
+        "__weakref__",
         "_batches",
         "_handle",
         "_next_token",
@@ -138,6 +140,7 @@ class Reactor:
         self.violations = 0  # of the protocol, by peers
         self.wake: Callable[[], None] = self._schedule_submit
         loop.add_reader(lib.zc_reactor_fd(self._handle), self._turn)
+        remember(self)
         self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
 
     def _batch(self, index: int) -> tuple[memoryview, Any] | None:
@@ -375,12 +378,23 @@ class Reactor:
     def stats(self) -> Any:
         """struct zc_reactor_stats *, filled."""
         stats = ffi.new("struct zc_reactor_stats *")
-        lib.zc_reactor_stats(self._handle, stats)
+        if self._handle is not None:
+            lib.zc_reactor_stats(self._handle, stats)
         return stats
 
     @property
     def is_closed(self) -> bool:
         return self._handle is None
+
+    def abandon(self) -> None:
+        """This process was forked from the reactor's."""
+        if self._handle is not None:
+            lib.zc_reactor_abandon(self._handle)
+            self._handle = None
+        self.pieces.clear()
+        for connection in self.connections.values():
+            connection.ended = MESSAGE
+        self.connections.clear()
 
     def close(self) -> None:
         """Closes every connection at once. Leases live on. Must not be called while a batch is dispatched, except by

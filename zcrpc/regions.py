@@ -24,6 +24,7 @@ from typing import Any, Final, Literal, Self
 from zcrpc import locks as strategies
 from zcrpc._native import check, ffi, lib
 from zcrpc.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from zcrpc.forking import MESSAGE, remember
 
 DEFAULT_BUDGET: Final = 1 << 30
 """Bytes of regions at most. Address space is reserved, memory is not."""
@@ -146,6 +147,8 @@ class RegionMap:
         self._last: MapStats | None = None
         self._writing = threading.Lock()  # before the map lock; guards what follows
         self._attached: dict[Region, Any] = {}
+        self._forked = False
+        remember(self)
 
     # ---- regions
 
@@ -254,6 +257,19 @@ class RegionMap:
             actor.free()
         self._drop()
 
+    def abandon(self) -> None:
+        """This process was forked from the map's. See `zcrpc.forking`."""
+        self._forked = True
+        if self.closed:
+            return
+        lib.zc_map_abandon(self.handle)
+        self.handle = ffi.NULL
+        self._drop.detach()
+        for actor in self._actors:
+            actor.free.detach()
+        lock = LockCounters(**dict.fromkeys(LockCounters.__slots__, 0))
+        self._last = MapStats(lock=lock, **{name: 0 for name in MapStats.__slots__ if name != "lock"})
+
     def __enter__(self) -> Self:
         self._check_open()
         return self
@@ -262,6 +278,8 @@ class RegionMap:
         self.close()
 
     def _check_open(self) -> None:
+        if self._forked:
+            raise Misuse(f"this region map {MESSAGE}")
         if self.closed:
             raise Misuse("this region map is closed")
 

@@ -8,28 +8,35 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import socket
 from collections.abc import Callable, Generator, Sequence
 from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Final
 
-from zcrpc import calibration, tls
+from zcrpc import calibration, signals, tls
 from zcrpc._native import lib
-from zcrpc.address import Address, parse
+from zcrpc.address import Address
 from zcrpc.calibration import Receive
 from zcrpc.credentials import Authenticate, Caller, peer_process
 from zcrpc.eager import Runner
 from zcrpc.errors import FailedPrecondition, Status
+from zcrpc.forking import MESSAGE, remember
+from zcrpc.health import Health
 from zcrpc.interceptors import Intercepted, Interceptor, check, kind_of
 from zcrpc.keepalive import Watching
 from zcrpc.metadata import DEFAULT_LIMIT
+from zcrpc.metering import Meter
 from zcrpc.reactor import Reactor, ReactorOptions
+from zcrpc.reflection import Reflection
 from zcrpc.regions import RegionMap
 from zcrpc.service import Service, plans
 from zcrpc.serving import Handlers, ServerConnection
-from zcrpc.sockets import bind_tcp, bind_unix, watch_over
+from zcrpc.sockets import bind, listening_source, watch_over
+from zcrpc.statistics import Statistics
 from zcrpc.stats import Stats, collect
+from zcrpc.threads import Threads
 from zcrpc.tls import Tunnel
 from zcrpc.wire import CONNECTION_WINDOW, STREAM_WINDOW, Hello, Limits
 
@@ -44,25 +51,43 @@ _ACCEPT_PAUSE_SECONDS: Final = 0.5
 _REFUSALS_AT_ONCE: Final = 256
 # How long handlers may take to clean up when they were cancelled at the end of the grace period.
 _CLEANUP_SECONDS: Final = 1.0
+# Names of services that every server has of its own.
+_RESERVED: Final = "zcrpc."
 # How long peers may take to read the last replies and close their side. The core itself lets go of those that do not
 # after 1 s.
 _FAREWELL_SECONDS: Final = 1.5
+# Threads for blocking handlers, as concurrent.futures counts them.
+_THREADS: Final = min(32, (os.cpu_count() or 1) + 4)
 
 
-class _Listener:
+class _Entrance:
+    """Where connections come from that are made elsewhere."""
+
+    def __init__(self, server: Server, address: Address, mapping: int, tls: SSLContext | None = None) -> None:
+        self.address = address
+        self.tls = tls
+        self.mapping = mapping  # bytes from which on connections ask for whole pages; 0: never
+        self.hello = server.hello_for(mapping)
+
+
+class _Listener(_Entrance):
     """One listening socket."""
 
     def __init__(
-        self, server: Server, sock: socket.socket, address: Address, mapping: int, tls: SSLContext | None
+        self,
+        server: Server,
+        sock: socket.socket,
+        address: Address,
+        mapping: int,
+        tls: SSLContext | None,
+        inherited: bool,
     ) -> None:
+        super().__init__(server, address, mapping, tls)
         self.server = server
-        self.tls = tls
+        self.inherited = inherited  # others may listen on the same socket, now or later
         self.sock = sock
-        self.address = address
-        self.mapping = mapping  # bytes from which on this listener's connections ask for whole pages; 0: never
         self.loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
-        self.hello = server.hello_for(mapping)
         self.loop.add_reader(sock.fileno(), self.accept)
 
     def accept(self) -> None:
@@ -90,7 +115,7 @@ class _Listener:
         if self.sock.fileno() >= 0:
             self.loop.remove_reader(self.sock.fileno())
             self.sock.close()
-            if self.address.is_unix:
+            if self.address.is_unix and not self.inherited:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.address.path)
 
@@ -99,10 +124,10 @@ class Listening:
     """What `Server.listen` returns: an async context manager that yields the bound address, and can also be awaited for
     it."""
 
-    def __init__(self, server: Server, address: str, backlog: int, tls: SSLContext | None) -> None:
+    def __init__(self, server: Server, address: str | socket.socket, backlog: int, tls: SSLContext | None) -> None:
         self._server = server
         self._tls = tls
-        self._address = parse(address)
+        self._source = listening_source(address)
         self._backlog = backlog
         self._listener: _Listener | None = None
 
@@ -112,7 +137,7 @@ class Listening:
     async def __aenter__(self) -> str:
         if self._listener is not None:
             raise FailedPrecondition("listening already")
-        self._listener = await self._server._open(self._address, self._backlog, self._tls)
+        self._listener = await self._server._open(self._source, self._backlog, self._tls)
         return str(self._listener.address)
 
     async def __aexit__(
@@ -157,9 +182,13 @@ class Server:
         None: it is not.
     idle_timeout: seconds without a call after which a connection is closed; its client makes a new one when it needs
         it. None: never.
+    threads: handlers of `@method(blocking=True)` that run at once at most. max_waiting: calls that wait for a thread at
+        most; more is RESOURCE_EXHAUSTED.
     interceptors: functions around every call, the outermost first; see zcrpc/interceptors.py.
     authenticate: gives the identity of a new connection's `Credentials`, or raises `Unauthenticated`; plain or async.
         None and False are refusals too. Without it every connection is taken.
+    introspection: serves what there is to know about the server itself: its methods, and its statistics. Its health is
+        served in any case.
 
     Large results are sent by reference: a buffer of 16 KiB or more that a handler returns must not change until it has
     been sent.
@@ -191,8 +220,11 @@ class Server:
         keepalive: float | None = None,
         keepalive_timeout: float = 20.0,
         idle_timeout: float | None = None,
+        threads: int = _THREADS,
+        max_waiting: int = 1024,
         interceptors: Sequence[Interceptor] = (),
         authenticate: Authenticate | None = None,
+        introspection: bool = True,
     ) -> None:
         calibration.validate(receive)
         for name, value in (
@@ -200,6 +232,8 @@ class Server:
             ("max_connections", max_connections),
             ("max_calls", max_calls),
             ("max_queued", max_queued),
+            ("threads", threads),
+            ("max_waiting", max_waiting),
         ):
             if value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
@@ -209,7 +243,19 @@ class Server:
             raise ValueError(f"max_metadata={max_metadata}: must not be negative")
         if authenticate is not None and not callable(authenticate):
             raise TypeError(f"authenticate is a function of Credentials, not {authenticate!r}")
-        self.handlers, self.stream_handlers, self.methods = _table(services, check(interceptors))
+        _check_services(services)
+        self.threads = Threads(threads, max_waiting)
+        self.health = Health(dict.fromkeys(type(service).__zcrpc_name__ for service in services))
+        self.meter = Meter(self._measure)
+        self._statistics = Statistics(self) if introspection else None
+        builtin: list[Service] = [self.health]
+        if self._statistics is not None:
+            described = [*map(type, services), Health, Statistics, Reflection]
+            builtin += [self._statistics, Reflection(described)]
+        self.handlers, self.stream_handlers, self.methods = _table((*services, *builtin), self.threads)
+        self._interceptors = check(interceptors)
+        self._handlers = {number: handler for table in self._tables() for number, (_, handler) in table.items()}
+        self._intercept(self._interceptors)
         self.authenticate = authenticate
         self.max_calls = max_calls
         self.max_queued = max_queued
@@ -252,19 +298,23 @@ class Server:
         self._tunnels: set[Tunnel] = set()
         self._quiet = asyncio.Event()  # nothing is in flight, and all are gone, when closing
         self._closed = asyncio.Event()
+        self._patience = 0.0  # until when it lasts by the loop's time, when closing
         self._last: Stats | None = None
         self.closing = False
+        self._forked = False
         self.requests = self.errors = self.refused = self.unauthenticated = self.handshakes_failed = 0
         self.exhausted = dict.fromkeys(("in_flight", "calls", "queued", "message", "metadata"), 0)
         self.calls = 0  # handlers that have suspended, in all connections
         self.full = False  # they are as many as there may be
         self.queued = 0  # calls put off, in all connections
         self._refusals = 0
+        remember(self)
 
     # ---- listening
 
-    def listen(self, address: str, *, backlog: int = 1024, ssl: SSLContext | None = None) -> Listening:
-        """Listens on tcp://host:port (port 0: any free one) or unix://path. With `ssl`, a server's SSLContext, by TLS;
+    def listen(self, address: str | socket.socket, *, backlog: int = 1024, ssl: SSLContext | None = None) -> Listening:
+        """Listens on tcp://host:port (port 0: any free one) or unix://path; or on a bound socket that is handed over,
+        itself or as fd://number, which others may listen on as well. With `ssl`, a server's SSLContext, by TLS;
         one whose verify_mode is CERT_REQUIRED asks clients for certificates. What is received is then copied.
 
             async with server.listen("tcp://127.0.0.1:0") as address: ...
@@ -280,32 +330,54 @@ class Server:
         """Returns when the server has been closed."""
         await self._closed.wait()
 
+    async def serve_until_signalled(self, grace: float = 5.0) -> signal.Signals | None:
+        """Serves until SIGTERM or SIGINT, then closes with `grace`; a second one ends the grace. Returns the first, or
+        None if the server was closed by other means. Needs the main thread; what was to handle these signals before
+        does so again afterwards."""
+        closing: list[asyncio.Task[None]] = []
+        caught: list[signal.Signals] = []
+
+        def react(number: signal.Signals) -> None:
+            caught.append(number)
+            _log.info("%s: going away%s", number.name, "" if len(caught) == 1 else " now")
+            closing.append(asyncio.ensure_future(self.close(grace if len(caught) == 1 else 0)))
+
+        with signals.heeded(signals.STOPPING, react):
+            await self.serve_forever()
+            await asyncio.gather(*closing)
+        return caught[0] if caught else None
+
     def hello_for(self, map_from: int) -> Hello:
         """What connections are greeted with that receive by mapping from so many bytes on (0: do not)."""
         return Hello(limits=self._limits, chunk=lib.ZC_CHUNK_BYTES, map_from=map_from, methods=self.methods)
 
-    async def _open(self, address: Address, backlog: int, context: SSLContext | None) -> _Listener:
+    async def _open(self, source: Address | int | socket.socket, backlog: int, context: SSLContext | None) -> _Listener:
+        if self._forked:
+            raise FailedPrecondition(f"this server {MESSAGE}")
         if self.closing:
             raise FailedPrecondition("the server is closed")
-        loop = asyncio.get_running_loop()
-        if self._loop is not None and self._loop is not loop:
-            raise FailedPrecondition("the server belongs to another event loop")
-        map_from = 0
-        if not address.is_unix and context is None:
-            map_from = await calibration.mapped_from(self._receive, self._map_from)
-        sock, bound = bind_unix(address) if address.is_unix else await bind_tcp(address)
+        loop = self._own(asyncio.get_running_loop())
+        sock, address = await bind(source)
         try:
+            map_from = 0
+            if not address.is_unix and context is None:
+                map_from = await calibration.mapped_from(self._receive, self._map_from)
             if not address.is_unix:
                 watch_over(sock, self.stall_timeout)
             sock.listen(backlog)
             self._start(loop)
-            listener = _Listener(self, sock, bound, map_from, context)
+            listener = _Listener(self, sock, address, map_from, context, not isinstance(source, Address))
         except BaseException:
             sock.close()
             raise
         self._listeners.append(listener)
-        _log.info("listening on %s", bound)
+        _log.info("listening on %s", address)
         return listener
+
+    def _own(self, loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+        if self._loop is not None and self._loop is not loop:
+            raise FailedPrecondition("the server belongs to another event loop")
+        return loop
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._reactors:
@@ -320,9 +392,48 @@ class Server:
         if listener in self._listeners:
             self._listeners.remove(listener)
 
+    # ---- calls
+
+    def measure(self) -> None:
+        """From now on counts the calls of each method, how they end and how long they take, for `zcrpc.prometheus`,
+        `zcrpc top` and `meter`. That costs each call about as much as an interceptor does."""
+        self.meter.begin()
+
+    def _measure(self, on: bool) -> None:
+        self._intercept((self.meter.intercept, *self._interceptors) if on else self._interceptors)
+
+    def _tables(self) -> tuple[Handlers, Handlers]:
+        return self.handlers, self.stream_handlers
+
+    def _intercept(self, interceptors: tuple[Interceptor, ...]) -> None:
+        """Puts interceptors around all handlers, from the next call on. Where there are none, handlers are called as
+        they are."""
+        for table in self._tables():
+            for number, (plan, _) in table.items():
+                handler = self._handlers[number]
+                table[number] = plan, Intercepted(interceptors, handler, kind_of(plan)) if interceptors else handler
+
     # ---- connections
 
-    def accepted(self, listener: _Listener, sock: socket.socket, peer: Any) -> None:
+    async def adopt(self, sock: socket.socket) -> None:
+        """Serves a connected stream socket that was made elsewhere: an end of a socketpair, or one that was handed over
+        by another process. It belongs to the server from now on."""
+        if self._forked:
+            raise FailedPrecondition(f"this server {MESSAGE}")
+        if self.closing:
+            raise FailedPrecondition("the server is closed")
+        sock.setblocking(False)
+        is_unix, map_from = sock.family == socket.AF_UNIX, 0
+        if is_unix:
+            address = Address(path=str(sock.getsockname() or "socketpair"))
+        else:
+            host, port, *_ = sock.getsockname()
+            address = Address(host=host, port=port)
+            map_from = await calibration.mapped_from(self._receive, self._map_from)
+        self._start(self._own(asyncio.get_running_loop()))
+        self.accepted(_Entrance(self, address, map_from), sock, sock.getpeername())
+
+    def accepted(self, listener: _Entrance, sock: socket.socket, peer: Any) -> None:
         """A new connection: goes to the reactor that has the fewest."""
         process = peer_process(sock)
         if process is None:
@@ -348,7 +459,7 @@ class Server:
             task.add_done_callback(self._handshakes.discard)
 
     async def _shake_hands(
-        self, listener: _Listener, context: SSLContext, sock: socket.socket, name: str, caller: Caller
+        self, listener: _Entrance, context: SSLContext, sock: socket.socket, name: str, caller: Caller
     ) -> None:
         assert self._loop is not None
         try:
@@ -371,7 +482,7 @@ class Server:
 
     def _take(
         self,
-        listener: _Listener,
+        listener: _Entrance,
         sock: socket.socket,
         name: str,
         caller: Caller,
@@ -419,6 +530,10 @@ class Server:
 
     # ---- life
 
+    @property
+    def is_closed(self) -> bool:
+        return self._closed.is_set()
+
     def stats(self) -> Stats:
         """Counters and gauges. After `close`, those of its end."""
         if self._last is not None:
@@ -434,17 +549,36 @@ class Server:
             handshakes_failed=self.handshakes_failed,
             queued=self.queued,
             unauthenticated=self.unauthenticated,
-            exhausted=self.exhausted,
+            exhausted={**self.exhausted, "waiting": self.threads.refused},
+            threads=self.threads.running,
+            waiting=self.threads.waiting,
         )
+
+    def abandon(self) -> None:
+        """This process was forked from the server's. See `zcrpc.forking`."""
+        self._forked = self.closing = True
+        for listener in self._listeners:
+            listener.sock.close()
+        for each in (self._listeners, self._connections, self._handshakes, self._tunnels, self._reactors):
+            each.clear()
+        self.threads.abandon()
+        self._closed.set()
 
     async def close(self, grace: float = 5.0) -> None:
         """Goes away: listens no more, asks for no new calls and refuses them with UNAVAILABLE, lets those in flight
         finish for `grace` seconds, cancels the others, sends what is to be sent, closes the connections. Payloads that
-        somebody holds stay valid."""
+        somebody holds stay valid. Called again with a shorter grace, it shortens it."""
+        if self._forked:
+            return
         if self.closing:
+            self._hasten(grace)
             await self._closed.wait()
             return
         self.closing = True
+        self._patience = asyncio.get_running_loop().time() + grace
+        self.health.drain()
+        if self._statistics is not None:
+            self._statistics.drain()
         for listener in list(self._listeners):
             self._stop_listening(listener)
         for task in self._handshakes:
@@ -454,7 +588,7 @@ class Server:
             connection.send_goaway(Status.UNAVAILABLE, "the server is going away")
         try:
             await asyncio.gather(*self._handshakes, return_exceptions=True)
-            await self._until(lambda: not self.calls, grace)
+            await self._until(lambda: not self.calls)
             for connection in list(self._connections):
                 connection.drop_backlog()
                 for call in list(connection.calls.values()):
@@ -472,14 +606,20 @@ class Server:
         finally:
             self._end()
 
-    async def _until(self, done: Callable[[], bool], seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                while not done():
-                    self._quiet.clear()
+    def _hasten(self, grace: float) -> None:
+        self._patience = min(self._patience, asyncio.get_running_loop().time() + grace)
+        self._quiet.set()
+
+    async def _until(self, done: Callable[[], bool], seconds: float | None = None) -> None:
+        """Waits for so many seconds at most, or for as long as the patience that there is lasts."""
+        loop = asyncio.get_running_loop()
+        if seconds is not None:
+            self._patience = loop.time() + seconds
+        while not done() and loop.time() < self._patience:
+            self._quiet.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(self._patience):
                     await self._quiet.wait()
-        except TimeoutError:
-            pass
 
     def _end(self) -> None:
         self._last = self.stats()
@@ -489,23 +629,28 @@ class Server:
             tunnel.close()
         if self._reactors:
             self.runner.close()
+        self.threads.close()
         self.regions.close()
         self._closed.set()
 
 
-def _table(
-    services: tuple[Service, ...], interceptors: tuple[Interceptor, ...]
-) -> tuple[Handlers, Handlers, dict[str, int]]:
-    """Handlers by number, those of calls with streams apart; and numbers by name. Numbers begin with 1. Where there are
-    no interceptors, handlers are called as they are."""
-    handlers: Handlers = {}
-    stream_handlers: Handlers = {}
-    numbers: dict[str, int] = {}
+def _check_services(services: tuple[Service, ...]) -> None:
+    """TypeError or ValueError for what cannot be served."""
     for service in services:
         if isinstance(service, type) and issubclass(service, Service):
             raise TypeError(f"{service.__name__} is a class; serve an object of it: Server({service.__name__}())")
         if not isinstance(service, Service):
             raise TypeError(f"{service!r} is no zcrpc.Service")
+        if service.__zcrpc_name__.startswith(_RESERVED):
+            raise ValueError(f"{service.__zcrpc_name__}: names of services that begin with {_RESERVED!r} are reserved")
+
+
+def _table(services: Sequence[Service], threads: Threads) -> tuple[Handlers, Handlers, dict[str, int]]:
+    """Handlers by number, those of calls with streams apart; and numbers by name. Numbers begin with 1."""
+    handlers: Handlers = {}
+    stream_handlers: Handlers = {}
+    numbers: dict[str, int] = {}
+    for service in services:
         found = plans(type(service))
         if not found:
             raise TypeError(f"{type(service).__name__} has no @method")
@@ -514,7 +659,7 @@ def _table(
                 raise ValueError(f"two services have a method {plan.name}")
             number = numbers[plan.name] = len(numbers) + 1
             handler = getattr(service, plan.attribute)
-            if interceptors:
-                handler = Intercepted(interceptors, handler, kind_of(plan))
+            if plan.blocking:
+                handler = threads.wrap(handler, plan.name)
             (stream_handlers if plan.streams else handlers)[number] = plan, handler
     return handlers, stream_handlers, numbers

@@ -32,21 +32,30 @@ RESERVED: Final = frozenset({"timeout", "returns", "metadata", "idempotent", "wa
 _STREAMS: Final = (AsyncIterator, AsyncIterable, AsyncGenerator)
 _MARK: Final = "__zcrpc_method__"
 _IDEMPOTENT: Final = "__zcrpc_idempotent__"
+_BLOCKING: Final = "__zcrpc_blocking__"
 
 
 @overload
 def method(function: Function, /) -> Function: ...
 @overload
-def method(*, name: str | None = None, idempotent: bool = False) -> Callable[[Function], Function]: ...
 def method(
-    function: Function | None = None, /, *, name: str | None = None, idempotent: bool = False
+    *, name: str | None = None, idempotent: bool = False, blocking: bool = False
+) -> Callable[[Function], Function]: ...
+def method(
+    function: Function | None = None,
+    /,
+    *,
+    name: str | None = None,
+    idempotent: bool = False,
+    blocking: bool = False,
 ) -> Function | Callable[[Function], Function]:
     """Makes a function of a `Service`, `async def` or plain, callable from afar. A plain one runs in the event loop and
-    must not block. An asynchronous generator is a stream to the caller; a parameter that is an AsyncIterator, a stream
-    from the caller.
+    must not block, unless it is `blocking`. An asynchronous generator is a stream to the caller; a parameter that is an
+    AsyncIterator, a stream from the caller.
 
     `name`: what it is called on the wire, if not by its own name. `idempotent`: to run it twice does no more than to
-    run it once, so that clients may make a call again that was lost; see `Retries`.
+    run it once, so that clients may make a call again that was lost; see `Retries`. `blocking`: a plain function to be
+    run in one of the server's threads; see `Server(threads=...)`.
     """
 
     def mark(function: Function) -> Function:
@@ -54,7 +63,12 @@ def method(
             raise TypeError(f"@method is for functions, not for {function!r}")
         if inspect.isgeneratorfunction(function):
             raise TypeError(f"{function.__qualname__}: a stream is served by an asynchronous generator: `async def`")
+        if blocking and (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)):
+            raise TypeError(
+                f"{function.__qualname__}: what is `async def` does not block; a thread is for plain functions"
+            )
         setattr(function, _MARK, name or function.__name__)
+        setattr(function, _BLOCKING, blocking)
         setattr(function, _IDEMPOTENT, idempotent)
         return function
 
@@ -161,6 +175,7 @@ class Plan:
     converts: bool  # arguments of other types do
     buffers: int  # how they are to be decoded: BYTES, VIEWS, REMEMBERED
     idempotent: bool  # clients may make a call again that was lost
+    blocking: bool  # to be run in a thread
     incoming: ItemsParameter | None  # a stream from the caller, which is no argument on the wire
     outgoing: Items | None  # a stream to the caller, instead of a result
 
@@ -309,12 +324,12 @@ def _wire_name(service: type[Service], attribute: str) -> str | None:
     return None
 
 
-def _is_idempotent(service: type[Service], attribute: str) -> bool:
+def _is_marked(service: type[Service], attribute: str, mark: str) -> bool:
     """As the definition that was decorated last says."""
     for base in service.__mro__:
         function = base.__dict__.get(attribute)
         if isinstance(getattr(function, _MARK, None), str):
-            return bool(getattr(function, _IDEMPOTENT, False))
+            return bool(getattr(function, mark, False))
     return False
 
 
@@ -357,6 +372,9 @@ def _plan(service: type[Service], attribute: str, wire_name: str) -> Plan:
     views = any(parameter.converter is not None and parameter.converter.views for parameter in everything)
     mixed = any(parameter.converter is None or parameter.converter.anything for parameter in everything)
     outgoing = _outgoing(name, function, hints.get("return", Any))
+    blocking = _is_marked(service, attribute, _BLOCKING)
+    if blocking and (incoming or outgoing or inspect.iscoroutinefunction(function)):
+        raise TypeError(f"{name}: only a plain function without streams can be blocking")
     needs_names = any(parameter.required and parameter not in positional for parameter in named.values())
     return Plan(
         name=name,
@@ -372,7 +390,8 @@ def _plan(service: type[Service], attribute: str, wire_name: str) -> Plan:
         exact=[_Never] if needs_names else [_exact(parameter.converter) for parameter in positional],
         converts=any(parameter.converter is not None for parameter in everything),
         buffers=_mode(views, mixed),
-        idempotent=_is_idempotent(service, attribute),
+        idempotent=_is_marked(service, attribute, _IDEMPOTENT),
+        blocking=blocking,
         incoming=incoming,
         outgoing=outgoing,
     )

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from aiohappyeyeballs import start_connection
 
-from zcrpc.address import Address, resolve
+from zcrpc.address import Address, parse, resolve
 from zcrpc.errors import Unavailable
 
 # RFC 8305, section 5.
@@ -22,6 +22,32 @@ _SILENT_SECONDS: Final = 60
 _PROBE_SECONDS: Final = 10
 _PROBES: Final = 6
 _LATER_SECONDS: Final = 5.0
+
+
+def listening_source(where: str | socket.socket) -> Address | int | socket.socket:
+    """What is to be listened on: an address, or a bound socket that is handed over, itself or as fd://number.
+    ValueError for text that is neither."""
+    if isinstance(where, socket.socket) or not where.startswith("fd://"):
+        return where if isinstance(where, socket.socket) else parse(where)
+    number = where.removeprefix("fd://")
+    if not number.isascii() or not number.isdecimal():
+        raise ValueError(f"{where!r}: expected fd://number")
+    return int(number)
+
+
+async def bind(source: Address | int | socket.socket) -> tuple[socket.socket, Address]:
+    """A bound socket, and its address. OSError if it cannot be had, ValueError if what was handed over cannot
+    listen."""
+    if isinstance(source, Address):
+        return bind_unix(source) if source.is_unix else await bind_tcp(source)
+    sock = source if isinstance(source, socket.socket) else socket.socket(fileno=source)
+    if sock.family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX) or sock.type != socket.SOCK_STREAM:
+        raise ValueError(f"fd {sock.fileno()} is no stream socket of TCP or Unix: {sock}")
+    sock.setblocking(False)
+    name = sock.getsockname()
+    if sock.family != socket.AF_UNIX:
+        return sock, Address(host=name[0], port=name[1])
+    return sock, Address(path=os.fsdecode(name).replace("\0", "@", 1) or f"(fd {sock.fileno()})")
 
 
 def bind_unix(address: Address) -> tuple[socket.socket, Address]:
@@ -56,12 +82,33 @@ def _answers(path: str) -> bool:
     return True
 
 
-async def bind_tcp(address: Address) -> tuple[socket.socket, Address]:
-    """On the first address that the host's name has; OSError if it cannot be had."""
+async def bind_shares(address: Address, count: int) -> tuple[list[socket.socket], Address]:
+    """So many sockets on one TCP address, among which the kernel deals out connections. OSError if it cannot be had, or
+    is somebody else's."""
+    if address.port:  # SO_REUSEPORT would let us share it with whoever has set that too
+        (await bind_tcp(address))[0].close()
+    sockets: list[socket.socket] = []
+    # Only a socket that was bound to a port by its number keeps it when it is shut down, so as to listen again.
+    reserved, bound = await bind_tcp(address, shared=True)
+    with reserved:
+        try:
+            while len(sockets) < count:
+                sockets.append((await bind_tcp(bound, shared=True))[0])
+        except BaseException:
+            for sock in sockets:
+                sock.close()
+            raise
+    return sockets, bound
+
+
+async def bind_tcp(address: Address, shared: bool = False) -> tuple[socket.socket, Address]:
+    """On the first address that the host's name has; OSError if it cannot be had. `shared`: with SO_REUSEPORT."""
     family, where = (await resolve(address))[0]
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(where)
         return sock, Address(host=str(where[0]), port=sock.getsockname()[1])
     except BaseException:
@@ -71,6 +118,8 @@ async def bind_tcp(address: Address) -> tuple[socket.socket, Address]:
 
 async def connect_unix(loop: asyncio.AbstractEventLoop, address: Address) -> socket.socket:
     """A connected socket; Unavailable if nobody answers at the path."""
+    if address.connect is not None:
+        return await address.connect()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         await loop.sock_connect(sock, address.path)

@@ -29,7 +29,8 @@ class Stats:
     `requests`: calls received (of a client: made). `errors`: of these, answered with a status other than OK. `calls`:
     in flight now. `queued`: received and not begun yet. `refused`: connections beyond the limit. `handshakes_failed`:
     connections closed for want of TLS. `unauthenticated`: connections whose credentials were not accepted. `exhausted`:
-    calls answered with RESOURCE_EXHAUSTED, by the limit that was reached: in_flight, calls, queued, message, metadata.
+    calls answered with RESOURCE_EXHAUSTED, by the limit that was reached: in_flight, calls, queued, message, metadata,
+    waiting. `threads`: blocking handlers that run now. `waiting`: calls that wait for a thread.
     `fallbacks`: payloads that lie in a region and were not mapped, by reason: policy ("copy", or "auto" decided so for
     the socket), unsupported, unpadded (the sender did not send whole pages), small, cheaper ("auto" decided so for the
     size), unmappable. `paused`: connections that are not read now, for want of memory or because their peer does not
@@ -46,6 +47,8 @@ class Stats:
     handshakes_failed: int
     unauthenticated: int
     exhausted: dict[str, int]
+    threads: int
+    waiting: int
     payload_bytes_mapped: int
     payload_bytes_copied: int
     mapped_percent: float
@@ -100,6 +103,8 @@ def collect(
     queued: int = 0,
     unauthenticated: int = 0,
     exhausted: Mapping[str, int] = MappingProxyType({}),
+    threads: int = 0,
+    waiting: int = 0,
 ) -> Stats:
     """Sums struct zc_reactor_stats of several reactors on one region map."""
     reactors = list(reactors)
@@ -118,6 +123,8 @@ def collect(
         handshakes_failed=handshakes_failed,
         unauthenticated=unauthenticated,
         exhausted=dict(exhausted),
+        threads=threads,
+        waiting=waiting,
         mapped_percent=100.0 * mapped / (mapped + copied) if mapped + copied else 0.0,
         fallbacks={name: sum(each.fallbacks[index] for each in native) for name, index in _REASONS.items()},
         streams=sum(each.open for each in streams),

@@ -75,6 +75,15 @@ class Stream(Generic[T]):
         self._again = None
         return item
 
+    def ready(self) -> list[T]:
+        """Takes the items that are here and decoded: those that `anext` would return next, at once."""
+        if self._incoming is None:
+            return []
+        batch = self._incoming.receiver.batch
+        taken = list(batch)
+        batch.clear()
+        return taken
+
     async def _begin(self) -> Incoming:
         if self._over:
             raise StopAsyncIteration

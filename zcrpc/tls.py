@@ -21,6 +21,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from zcrpc.forking import remember
+
 _log = logging.getLogger("zcrpc.tls")
 
 # Read at once; a slice of what is larger, however large. Sixteen TLS records.
@@ -136,11 +138,18 @@ class Tunnel:
         self.closed = False
         self.on_end: Callable[[OSError | None], None] = lambda error: None
         self.on_close: Callable[[], None] = lambda: None
+        remember(self)
 
     @property
     def peer_certificate(self) -> dict[str, Any] | None:
         """What `SSLSocket.getpeercert` gives; None if the peer has shown none, or it was not asked for."""
         return self._secure.getpeercert() or None
+
+    def abandon(self) -> None:
+        """This process was forked from the tunnel's."""
+        self.closed = True
+        for sock in (self._secure, self._plain, self.inner):
+            sock.close()
 
     def start(self) -> None:
         self._loop.add_reader(self._secure.fileno(), self._secure_readable)

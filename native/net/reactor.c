@@ -125,6 +125,24 @@ void zc_reactor_destroy(struct zc_reactor *r) {
     free(r);
 }
 
+static void close_copy(int *fd) {
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
+void zc_reactor_abandon(struct zc_reactor *r) {
+    close_copy(&r->epoll_fd);
+    close_copy(&r->wake_fd);
+    close_copy(&r->handover.ready_fd);
+    if (pthread_mutex_trylock(&r->lock) != 0)
+        return; /* some thread was changing the table when the process was forked */
+    for (uint32_t i = 0; i < r->slot_count; i++) {
+        if (r->slots[i])
+            close_copy(&r->slots[i]->fd);
+    }
+}
+
 int zc_reactor_fd(struct zc_reactor *r) {
     return r->options.threaded ? r->handover.ready_fd : r->epoll_fd;
 }

@@ -115,7 +115,10 @@ struct zc_receive_probe; /* net/receive_probe.h: where the reactor's receives sp
 
 int zc_reactor_create(struct zc_map *map, const struct zc_reactor_options *options, struct zc_reactor **out);
 void zc_reactor_destroy(struct zc_reactor *reactor); /* closes every connection at once; leases live on */
-int zc_reactor_fd(struct zc_reactor *reactor);       /* readable when zc_reactor_poll has something to do; stays the reactor's */
+/* In a process that was forked: closes its copies of the sockets, and touches nothing else, since the sockets themselves, the epoll set and
+ * the memory's locks are those of the parent. The struct stays. */
+void zc_reactor_abandon(struct zc_reactor *reactor);
+int zc_reactor_fd(struct zc_reactor *reactor); /* readable when zc_reactor_poll has something to do; stays the reactor's */
 const struct zc_batch *zc_reactor_batch(struct zc_reactor *reactor, uint32_t index);
 void zc_reactor_stats(struct zc_reactor *reactor, struct zc_reactor_stats *out);
 

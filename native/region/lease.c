@@ -94,6 +94,8 @@ static void release_run(struct zc_core *core, struct zc_space *space, uint64_t p
 }
 
 void zc_lease_release(struct zc_lease *lease) {
+    if (zc_core_of(lease->map)->abandoned)
+        return;
     struct zc_space *space = zc_space_of(lease->region);
     uint64_t pages = pages_of(lease->length);
     if (lease->nursery != NULL)

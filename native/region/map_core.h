@@ -61,6 +61,7 @@ struct zc_core {
     uint64_t budget, retain; /* in units */
     struct zc_arena arena;
 
+    bool abandoned;       /* this process was forked from the map's */
     _Atomic bool refused; /* a reservation waits for memory. Read by every release, so kept off the lines that are written often */
 
     alignas(ZC_CACHE_LINE) _Atomic uint64_t holders;

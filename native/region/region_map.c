@@ -120,9 +120,13 @@ void zc_map_hold(struct zc_map *map) {
     atomic_fetch_add_explicit(&zc_core_of(map)->holders, 1, ZC_RELAXED);
 }
 
+void zc_map_abandon(struct zc_map *map) {
+    zc_core_of(map)->abandoned = true;
+}
+
 void zc_map_drop(struct zc_map *map) {
     struct zc_core *core = zc_core_of(map);
-    if (atomic_fetch_sub_explicit(&core->holders, 1, memory_order_acq_rel) != 1)
+    if (core->abandoned || atomic_fetch_sub_explicit(&core->holders, 1, memory_order_acq_rel) != 1)
         return;
     detach_all(core);
     map->strategy->map_destroy(map);

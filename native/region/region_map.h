@@ -52,6 +52,9 @@ struct zc_lease {
 int zc_map_create(const struct zc_strategy *strategy, const struct zc_map_options *options, struct zc_map **out);
 void zc_map_hold(struct zc_map *map);
 void zc_map_drop(struct zc_map *map); /* the last drop unmaps everything */
+/* In a process that was forked: the map is the parent's, and threads that held its locks may not be here. Payloads stay readable; what is
+ * released or dropped from now on is not. */
+void zc_map_abandon(struct zc_map *map);
 void zc_map_stats(struct zc_map *map, struct zc_map_stats *out);
 
 /* Called, under no lock, after memory came back while a reservation had been refused for the budget: the refused may try again. At most

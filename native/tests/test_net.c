@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "lock/registry.h"
@@ -773,6 +774,50 @@ static void silence_is_measured(void) {
     end_hostile(&h);
 }
 
+/* What a process does that was forked from the reactors', and that they go on as if nothing had been. */
+static void leave_to_the_parent(struct zc_reactor *server, struct zc_reactor *client, struct zc_map *map, const struct zc_event *event) {
+    int fd = zc_reactor_fd(server);
+    zc_reactor_abandon(server);
+    zc_reactor_abandon(client);
+    zc_map_abandon(map);
+    CHECK(fcntl(fd, F_GETFD) < 0);
+    CHECK(same((const unsigned char *)(uintptr_t)event->payload, MIB, 5));
+    release(event);
+    struct zc_map_stats stats;
+    zc_map_stats(map, &stats);
+    CHECK(stats.leases == 1); /* the parent's to release */
+    zc_map_drop(map);
+    zc_map_stats(map, &stats); /* still there */
+    _exit(0);
+}
+
+static void a_forked_process_lets_go(uint32_t threaded) {
+    struct zc_map *map = new_map(64 * MIB);
+    struct zc_reactor *server = new_reactor(map, (struct zc_reactor_options){.threaded = threaded}),
+                      *client = new_reactor(map, (struct zc_reactor_options){0});
+    uint64_t c = join(server, client, false);
+    unsigned char *source = malloc(MIB), head[ZC_FRAME_SIZE];
+    fill(source, MIB, 5);
+    for (uint32_t stream = 1; stream <= 2; stream++) {
+        struct seen seen;
+        put_frame(head, (struct zc_frame){.kind = ZC_REQUEST, .stream = stream, .payload_length = MIB}, NULL, NULL);
+        CHECK(zc_reactor_send(client, c, head, sizeof head, &(struct zc_buffer){source, MIB}, 1, stream) >= 0);
+        CHECK(wait_for(server, client, ZC_REQUEST, &seen) && seen.event.stream == stream && seen.event.lease != 0);
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0)
+            leave_to_the_parent(server, client, map, &seen.event);
+        int status;
+        CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+        CHECK(same((const unsigned char *)(uintptr_t)seen.event.payload, MIB, 5));
+        release(&seen.event);
+    }
+    zc_reactor_destroy(client);
+    zc_reactor_destroy(server);
+    zc_map_drop(map);
+    free(source);
+}
+
 static void wrong_arguments_are_refused(void) {
     struct zc_map *map = new_map(64 * MIB);
     struct zc_reactor *reactor;
@@ -806,6 +851,8 @@ int main(int argc, char **argv) {
     RUN(wrong_arguments_are_refused);
     RUN(payloads_arrive_whole);
     RUN(small_frames_pass_between_chunks);
+    RUN(a_forked_process_lets_go, 0);
+    RUN(a_forked_process_lets_go, 1);
     RUN(short_payloads_pass_between_chunks, false);
     RUN(short_payloads_pass_between_chunks, true);
     RUN(small_frames_pass_large_payloads_of_others);
