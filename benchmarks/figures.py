@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import beside_uploads
+import failover
 import lock_figures
 import soak
 import streams
@@ -30,6 +32,7 @@ from rounds import alternate, medians
 from targets import Figure, Settings
 
 from zcrpc import wire
+from zcrpc.balancing import PICKERS
 from zcrpc.lab import seed, upload
 from zcrpc.lab.service import ServiceOptions, ServiceProcess
 from zcrpc.wire import Hello, Limits
@@ -236,6 +239,35 @@ def streaming(settings: Settings) -> Iterator[Figure]:
         )
 
 
+def fairness(settings: Settings) -> Iterator[Figure]:
+    """Small calls while others upload."""
+    found = beside_uploads.run(settings.rounds)
+    beside = found["uploads"]
+    yield Figure(
+        f"{beside_uploads.CONNECTIONS} connections of {beside_uploads.SMALL} B calls while {beside_uploads.UPLOADS} "
+        f"upload {beside_uploads.LARGE // MIB} MiB",
+        f"p99 ≤ {beside_uploads.LIMIT_MS:g} ms",
+        f"p50 {beside.p50_ms:.2f}, p99 {beside.p99_ms:.2f}, p99.9 {beside.p999_ms:.2f} ms beside "
+        f"{beside.upload_gigabytes_per_second:.2f} GB/s; p99 alone {found['nothing'].p99_ms:.2f} ms, beside uploads to "
+        f"another server {found['uploads elsewhere'].p99_ms:.2f}",
+        beside.p99_ms <= beside_uploads.LIMIT_MS,
+    )
+
+
+def failing_over(settings: Settings) -> Iterator[Figure]:
+    """One of three servers is killed, once with each way to choose among them in each round."""
+    found = [each for balance in PICKERS for each in failover.rounds(settings.rounds, balance)]
+    failed, calls = sum(each.failed for each in found), sum(each.calls for each in found)
+    recovery = max(each.recovery_seconds for each in found)
+    yield Figure(
+        f"kill -9 of one of {failover.SERVERS} servers, calls with retries",
+        f"0 failed idempotent calls, recovery ≤ {failover.LIMIT_SECONDS:g} s",
+        f"{failed} failed of {calls:,}; recovery {recovery * 1e3:.0f} ms at most, longest call "
+        f"{max(each.longest_seconds for each in found) * 1e3:.0f} ms",
+        failed == 0 and recovery <= failover.LIMIT_SECONDS,
+    )
+
+
 def long_run(settings: Settings) -> Iterator[Figure]:
     """The soak."""
     found = soak.run(settings.soak_calls)
@@ -260,6 +292,8 @@ FIGURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "auto": auto,
     "memory": memory,
     "streams": streaming,
+    "beside-uploads": fairness,
+    "failover": failing_over,
     "soak": long_run,
 }
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
+import beside_uploads
 import pytest
 from peers import Peer, c_floor, uvloop_floor, zcrpc_server
 
@@ -73,3 +75,12 @@ def test_upload_python(benchmark: Any, receive: Any) -> None:
         server_cpu_seconds_per_gigabyte=result.server_cpu_seconds_per_gigabyte,
         mapped_percent=result.mapped_percent,
     )
+
+
+@pytest.mark.parametrize("beside", beside_uploads.BESIDE)
+def test_small_calls_beside(benchmark: Any, beside: beside_uploads.Beside) -> None:
+    """50 connections of 64 B echoes, alone, while two others upload 16 MiB, while those upload to another server."""
+    benchmark.group = "50 connections of 64 B echoes"
+    with beside_uploads.servers() as running:
+        found = benchmark.pedantic(running.measure, args=(beside, SECONDS), rounds=1)
+    benchmark.extra_info.update(asdict(found))

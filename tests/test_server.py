@@ -3,14 +3,16 @@ import contextvars
 import gc
 import logging
 import os
+import select
 import socket
+import struct
 import threading
 import weakref
 from typing import Any
 
 import pytest
 from conftest import Serving, Waits, until
-from raw_peer import CANCEL, ERROR, GOAWAY, REQUEST, RESPONSE, UNPROCESSED, RawPeer, frame
+from raw_peer import CANCEL, CHUNK, ERROR, GOAWAY, REQUEST, RESPONSE, UNPROCESSED, RawPeer, frame
 
 import zcrpc
 from zcrpc import calibration
@@ -560,3 +562,43 @@ async def test_request_after_request_in_one_segment(serving: Serving) -> None:
         method = peer.methods["Work.add"]
         peer.send(b"".join(frame(REQUEST, [[n, 1]], method=method, stream=n) for n in range(1, 5001)))
         assert [(await peer.frame()).header for _ in range(5000)] == [[n + 1] for n in range(1, 5001)]
+
+
+class Slow(zcrpc.Service):
+    """`look` sees, while it keeps the loop from running, whether anything has arrived at a socket."""
+
+    def __init__(self) -> None:
+        self.watched = -1
+
+    @zcrpc.method
+    def add(self, a: int, b: int) -> int:
+        return a + b
+
+    @zcrpc.method
+    def look(self, value: memoryview) -> bool:
+        return bool(select.select([self.watched], [], [], 1.0)[0])
+
+
+async def test_small_calls_are_answered_before_a_large_payload_is_handled(serving: Serving) -> None:
+    """They came in the same tick, and the large one first."""
+    service, size = Slow(), 2 << 20
+    async with serving(service, receive="copy") as (server, address):
+        async with await RawPeer.greeted(address) as large, await RawPeer.greeted(address) as small:
+            header = b"\x91\x91\xd8\x02" + struct.pack("<QQ", 0, size)
+            first = frame(
+                REQUEST, header, bytes(1 << 20), payload_length=size, method=large.methods["Slow.look"], stream=1
+            )
+            second = frame(CHUNK, payload=bytes(1 << 20), stream=1)
+            before = server.stats().bytes_in
+            large.send(first + second[:-1])
+            await until(  # the core lets up to half a chunk lie until it is whole
+                lambda: (
+                    server.stats().bytes_in - before > len(first) + (1 << 19)
+                    and not large.writer.transport.get_write_buffer_size()
+                )
+            )
+            service.watched = small.writer.get_extra_info("socket").fileno()
+            os.write(large.writer.get_extra_info("socket").fileno(), second[-1:])
+            os.write(service.watched, frame(REQUEST, [[1, 2]], method=small.methods["Slow.add"], stream=1))
+            assert (await small.frame()).header == [3]
+            assert (await large.frame()).header == [True]

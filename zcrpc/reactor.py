@@ -54,6 +54,9 @@ _log = logging.getLogger("zcrpc.reactor")
 # Stalled connections are looked for this often when nothing else happens.
 _SWEEP_SECONDS: Final = 1.0
 
+# To look at every page of so many bytes takes longer than to submit replies by themselves, some ten times.
+_LONG: Final = 256 << 10
+
 _U32: Final = (1 << 32) - 1
 _WITH_PAYLOAD: Final = (REQUEST, RESPONSE, DATA)
 _EVENT_SIZE: Final = EVENT.size
@@ -252,7 +255,7 @@ class Reactor:
         batch = self._batches[index]
         assert batch is not None
         events, data = batch
-        connections = self.connections
+        connections, leased = self.connections, self._leased
         # Until the batch is done nobody needs to be woken to submit: that is done below.
         scheduled, self.submits = self.submits, True
         iterator = _unpack_events(events[: count * _EVENT_SIZE])
@@ -297,7 +300,7 @@ class Reactor:
                                 flags,
                                 deadline_ms,
                                 data[header : header + header_length],
-                                leased_view(lease, payload, payload_length)
+                                leased(lease, payload, payload_length)
                                 if lease
                                 else data[payload : payload + payload_length],
                             )
@@ -307,7 +310,7 @@ class Reactor:
                             method,
                             deadline_ms,
                             data[header : header + header_length],
-                            leased_view(lease, payload, payload_length)
+                            leased(lease, payload, payload_length)
                             if lease
                             else data[payload : payload + payload_length],
                         )
@@ -315,7 +318,7 @@ class Reactor:
                         connection.response(
                             stream,
                             data[header : header + header_length],
-                            leased_view(lease, payload, payload_length)
+                            leased(lease, payload, payload_length)
                             if lease
                             else data[payload : payload + payload_length],
                         )
@@ -323,7 +326,7 @@ class Reactor:
                         connection.data(
                             stream,
                             data[header : header + header_length],
-                            leased_view(lease, payload, payload_length)
+                            leased(lease, payload, payload_length)
                             if lease
                             else data[payload : payload + payload_length],
                         )
@@ -355,6 +358,12 @@ class Reactor:
                 if self.unsent:
                     self._flush_senders()
                 self.submit()
+
+    def _leased(self, lease: int, address: int, length: int) -> memoryview:
+        """A payload in a region. Its handler may take its time if it is long: what was answered before leaves first."""
+        if length >= _LONG and self.pieces:
+            self.submit()
+        return leased_view(lease, address, length)
 
     def _dispatch_other(
         self, connection: Connection, kind: int, flags: int, stream: int, method: int, header: bytes

@@ -281,6 +281,7 @@ int zc_inbound_turn(struct zc_inbound *in, struct zc_intake *intake, struct zc_n
                     enum zc_close *reason) {
     struct zc_turn t = {in, intake, nursery, id, fd, mapping, reason};
     uint64_t done = 0;
+    bool bulky = zc_inbound_bulky(in);
     while (done < ZC_CHUNK_BYTES && zc_intake_room(intake)) {
         struct zc_incoming *incoming = in->receiving;
         int64_t step = !incoming          ? receive_frames(&t)
@@ -290,6 +291,8 @@ int zc_inbound_turn(struct zc_inbound *in, struct zc_intake *intake, struct zc_n
         if (step <= 0)
             return (int)step;
         done += (uint64_t)step;
+        if (!bulky && zc_inbound_bulky(in))
+            return 0;
         if (!incoming && !in->receiving && done >= ZC_TURN_BYTES)
             return 0;
     }
@@ -298,6 +301,10 @@ int zc_inbound_turn(struct zc_inbound *in, struct zc_intake *intake, struct zc_n
 
 bool zc_inbound_unfinished(const struct zc_inbound *in) {
     return in->stash_length || in->receiving || in->chunked;
+}
+
+bool zc_inbound_bulky(const struct zc_inbound *in) {
+    return in->chunked || (in->receiving && in->receiving->chunk_left >= ZC_BULK_FROM);
 }
 
 static void free_incoming(struct zc_incoming *incoming) {

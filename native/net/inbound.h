@@ -23,6 +23,7 @@
 #include "net/receive.h"
 
 #define ZC_TURN_BYTES (64u << 10) /* of small frames per connection and wake-up, so that a loud one does not starve the others */
+#define ZC_BULK_FROM (128u << 10) /* a payload of which so much is missing makes small frames of other connections wait noticeably */
 
 /* A large payload on its way in. */
 struct zc_incoming {
@@ -48,6 +49,7 @@ struct zc_inbound {
     struct zc_incoming *receiving; /* whose bytes come next */
     struct zc_incoming *chunked;   /* between two chunks, or the same as receiving */
     _Atomic uint64_t progress_ms;  /* when bytes came last; relaxed: written by the thread that polls, read by any */
+    uint64_t bulk_turn;            /* the reactor's count of such turns when it last had one in the middle of a large payload */
 };
 
 /* What a turn works with: the reactor's receiving side. */
@@ -59,17 +61,19 @@ struct zc_intake {
     struct zc_batch *batch;
     uint32_t events; /* in the batch */
     uint64_t used;   /* bytes of the batch's data */
+    uint64_t bulk;   /* bytes of large payloads taken in this round, and of those of several chunks handed over */
 };
 
 /* True while a connection may still be given a turn with this batch. */
 bool zc_intake_room(const struct zc_intake *intake);
 struct zc_event *zc_intake_event(struct zc_intake *intake, uint64_t connection, uint8_t kind);
 
-/* One turn: receives and parses what is there, within bounds. 0, or a negative errno; -EPROTO and -EPIPE come with the reason. -ENOBUFS:
+/* One turn: receives and parses what is there, within bounds; it ends where a large payload begins. 0, or a negative errno; -EPROTO and -EPIPE come with the reason. -ENOBUFS:
  * no memory now, `starved` is set; to be given another turn when there is. */
 int zc_inbound_turn(struct zc_inbound *in, struct zc_intake *intake, struct zc_nursery *nursery, uint64_t id, int fd, bool mapping,
                     enum zc_close *reason);
 bool zc_inbound_unfinished(const struct zc_inbound *in); /* half a frame is here */
+bool zc_inbound_bulky(const struct zc_inbound *in);      /* in the middle of a large payload */
 void zc_inbound_free(struct zc_inbound *in);
 
 #endif

@@ -113,8 +113,10 @@ static void learn(struct zc_intake *intake, const struct zc_incoming *incoming) 
 /* The payload is whole: it becomes an event, unless it was only discarded. */
 static void finish_payload(struct zc_turn *t, struct zc_incoming *incoming) {
     struct zc_intake *intake = t->intake;
-    if (incoming == t->in->chunked)
+    if (incoming == t->in->chunked) {
         t->in->chunked = NULL;
+        intake->bulk += incoming->received; /* whoever gets it will look at all of it */
+    }
     if (incoming->lease) {
         struct zc_event *event = zc_turn_event(t, &incoming->frame, incoming->frame.kind);
         event->lease = (uintptr_t)incoming->lease;
@@ -139,6 +141,7 @@ void zc_payload_arrived(struct zc_turn *t, uint64_t n) {
     incoming->chunk_left -= payload;
     incoming->received += payload;
     incoming->pad_left -= n - payload;
+    t->intake->bulk += n;
     if (incoming->chunk_left || incoming->pad_left)
         return;
     in->receiving = NULL;

@@ -33,6 +33,8 @@ struct zc_reactor {
     uint64_t now_ms, next_sweep_ms;
     uint32_t starved; /* connections that wait for memory */
     uint32_t rounds;  /* of feeding them */
+    uint64_t bulk_turns;
+    bool bulk_waits; /* no connection in the middle of a large payload had a turn in the last round, though some were ready */
 
     /* Shared; the mutex guards these and the outbound half of every connection. */
     pthread_mutex_t lock;

@@ -1,4 +1,8 @@
-/* One round of a reactor's work: what is ready is received, parsed and sent, and everything that happened becomes a batch of events. */
+/* One round of a reactor's work: what is ready is received, parsed and sent, and everything that happened becomes a batch of events.
+ *
+ * Small before large: connections in the middle of a large payload (zc_inbound_bulky) come after all others, so that what is small is first
+ * in the batch, too; and they share ROUND_BULK bytes, so that the next round, with what is small by then, is never far. Those that waited
+ * longest come first. One has its turn in any case; before all others, if they left it no room in the last round. */
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -11,6 +15,9 @@
 #define READY 256
 /* Events after which a round ends although more is ready, so that the first replies do not wait for the last request. */
 #define ENOUGH 1024
+/* Bytes of large payloads after which a round ends: 0.1 to 0.2 ms of copying. A payload of several chunks that is handed over ends it, too,
+ * since its handler will take its time. */
+#define ROUND_BULK ZC_CHUNK_BYTES
 /* Stalled connections are looked for this often. */
 #define SWEEP_MS 500
 
@@ -47,31 +54,63 @@ static void turn(struct zc_reactor *r, struct zc_connection *c) {
         doom(r, c, reason, reason == ZC_CLOSE_SYSTEM ? -failed : 0);
 }
 
+/* Ready connections in the middle of a large payload. */
+struct bulk {
+    struct zc_connection *connections[READY];
+    uint32_t count;
+};
+
+static void attend_output(struct zc_reactor *r, struct zc_connection *c, uint32_t ready) {
+    pthread_mutex_lock(&r->lock);
+    int error = 0, reports = 0;
+    socklen_t size = sizeof error;
+    if (ready & EPOLLERR)
+        reports = zc_outbound_reports(&c->out, c->fd, &r->finishing, &r->sent);
+    if (ready & EPOLLERR && !reports)
+        getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &size);
+    if (error)
+        zc_reactor_doom(r, c, ZC_CLOSE_SYSTEM, error);
+    else
+        zc_reactor_flush(r, c);
+    pthread_mutex_unlock(&r->lock);
+}
+
 static void attend(struct zc_reactor *r, struct zc_connection *c, uint32_t ready) {
     if (ready & (EPOLLERR | EPOLLOUT)) {
-        pthread_mutex_lock(&r->lock);
-        int error = 0, reports = 0;
-        socklen_t size = sizeof error;
-        if (ready & EPOLLERR)
-            reports = zc_outbound_reports(&c->out, c->fd, &r->finishing, &r->sent);
-        if (ready & EPOLLERR && !reports)
-            getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &size);
-        if (error)
-            zc_reactor_doom(r, c, ZC_CLOSE_SYSTEM, error);
-        else
-            zc_reactor_flush(r, c);
-        pthread_mutex_unlock(&r->lock);
+        attend_output(r, c, ready);
         if (c->doomed)
             return;
     }
     if (ready & EPOLLIN) {
-        if (c->closing == ZC_OPEN)
-            turn(r, c);
-        else
+        if (c->closing != ZC_OPEN)
             drain(r, c);
+        else if (!zc_inbound_bulky(&c->in))
+            turn(r, c);
     } else if (ready & EPOLLHUP) { /* not read now, and gone in both directions: nothing could be answered */
         doom(r, c, ZC_CLOSE_EOF, 0);
     }
+}
+
+static void find_bulk(struct bulk *bulk, const struct epoll_event *ready, int n) {
+    bulk->count = 0;
+    for (int i = 0; i < n; i++) {
+        struct zc_connection *c = ready[i].data.ptr;
+        if (c && ready[i].events & EPOLLIN && zc_inbound_bulky(&c->in) && c->closing == ZC_OPEN && !c->doomed && !c->waits_for_memory)
+            bulk->connections[bulk->count++] = c;
+    }
+}
+
+/* Gives a turn to the one that has waited longest. */
+static void attend_bulk(struct zc_reactor *r, struct bulk *bulk) {
+    uint32_t first = 0;
+    for (uint32_t i = 1; i < bulk->count; i++) {
+        if (bulk->connections[i]->in.bulk_turn < bulk->connections[first]->in.bulk_turn)
+            first = i;
+    }
+    struct zc_connection *c = bulk->connections[first];
+    bulk->connections[first] = bulk->connections[--bulk->count];
+    c->in.bulk_turn = ++r->bulk_turns;
+    turn(r, c);
 }
 
 /* The connection in a slot. Only the thread that polls frees connections, so for it the pointer stays good without the mutex. */
@@ -156,26 +195,42 @@ static void report_ends(struct zc_reactor *r) {
     pthread_mutex_unlock(&r->lock);
 }
 
-int64_t zc_reactor_work(struct zc_reactor *r, uint32_t index, int timeout_ms) {
-    struct epoll_event ready[READY];
-    struct zc_intake *intake = &r->intake;
+/* Whether the reactor was woken. */
+static bool attend_others(struct zc_reactor *r, const struct epoll_event *ready, int n) {
     bool woken = false;
-    intake->batch = &r->batches[index];
-    intake->events = 0;
-    intake->used = 0;
-    int n = epoll_wait(r->epoll_fd, ready, READY, timeout_ms);
-    if (n < 0 && errno != EINTR)
-        return -errno;
-    r->now_ms = zc_reactor_clock_ms();
     for (int i = 0; i < n; i++) {
         struct zc_connection *c = ready[i].data.ptr;
         if (!c) {
             uint64_t count;
             woken = read(r->wake_fd, &count, sizeof count) > 0;
-        } else if (!c->doomed && intake->events < ENOUGH && zc_intake_room(intake)) {
+        } else if (!c->doomed && r->intake.events < ENOUGH && zc_intake_room(&r->intake)) {
             attend(r, c, ready[i].events);
         }
     }
+    return woken;
+}
+
+int64_t zc_reactor_work(struct zc_reactor *r, uint32_t index, int timeout_ms) {
+    struct epoll_event ready[READY];
+    struct zc_intake *intake = &r->intake;
+    intake->batch = &r->batches[index];
+    intake->events = 0;
+    intake->used = 0;
+    intake->bulk = 0;
+    int n = epoll_wait(r->epoll_fd, ready, READY, timeout_ms);
+    if (n < 0 && errno != EINTR)
+        return -errno;
+    r->now_ms = zc_reactor_clock_ms();
+    uint64_t bulk_turns = r->bulk_turns;
+    struct bulk bulk;
+    find_bulk(&bulk, ready, n);
+    if (r->bulk_waits && bulk.count)
+        attend_bulk(r, &bulk);
+    bool woken = attend_others(r, ready, n);
+    find_bulk(&bulk, ready, n);
+    while (bulk.count && zc_intake_room(intake) && (intake->bulk < ROUND_BULK || r->bulk_turns == bulk_turns))
+        attend_bulk(r, &bulk);
+    r->bulk_waits = bulk.count && r->bulk_turns == bulk_turns;
     if (woken && r->starved)
         feed_starved(r);
     sweep(r);

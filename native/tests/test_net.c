@@ -2,10 +2,12 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -299,6 +301,113 @@ static void short_payloads_pass_between_chunks(bool mapping) {
     zc_reactor_destroy(server);
     zc_map_drop(map);
     free(source);
+}
+
+/* ---- many connections ---- */
+
+enum { UPLOADS = 8, UPLOAD = 8 * 1024 * 1024 };
+
+/* Peers that keep their sockets full of a large request each, and one beside them. */
+struct crowd {
+    struct zc_map *map;
+    struct zc_reactor *server;
+    int uploads[UPLOADS], accepted[UPLOADS + 1], small; /* accepted: the server's ends */
+    uint32_t joined;
+    uint64_t done[UPLOADS]; /* bytes handed to the socket */
+    unsigned char *request; /* the whole of what an upload sends */
+    uint64_t length;
+};
+
+static int crowd_join(struct crowd *crowd) {
+    int fds[2];
+    unsigned char opening[ZC_PREFACE_SIZE + ZC_FRAME_SIZE];
+    connect_tcp(fds);
+    CHECK(zc_reactor_add(crowd->server, fds[0], 0) > 0);
+    crowd->accepted[crowd->joined++] = fds[0];
+    memcpy(opening, ZC_PREFACE, ZC_PREFACE_SIZE);
+    put_frame(opening + ZC_PREFACE_SIZE, hello, NULL, NULL);
+    CHECK(send(fds[1], opening, sizeof opening, 0) == sizeof opening);
+    CHECK(fcntl(fds[1], F_SETFL, O_NONBLOCK) == 0);
+    return fds[1];
+}
+
+static void begin_crowd(struct crowd *crowd) {
+    *crowd = (struct crowd){.map = new_map(256 * MIB)};
+    crowd->server = new_reactor(crowd->map, (struct zc_reactor_options){.receive = ZC_RECEIVE_COPY});
+    crowd->request = malloc(UPLOAD + 16 * ZC_FRAME_SIZE);
+    for (uint64_t at = 0; at < UPLOAD; at += ZC_CHUNK_BYTES) {
+        struct zc_frame frame = {.kind = at ? ZC_CHUNK : ZC_REQUEST, .stream = 1, .payload_length = at ? ZC_CHUNK_BYTES : UPLOAD};
+        crowd->length += put_frame(crowd->request + crowd->length, frame, NULL, NULL) + ZC_CHUNK_BYTES;
+    }
+    for (int i = 0; i < UPLOADS; i++)
+        crowd->uploads[i] = crowd_join(crowd);
+    crowd->small = crowd_join(crowd);
+}
+
+static void fill_sockets(struct crowd *crowd) {
+    for (int i = 0; i < UPLOADS; i++) {
+        ssize_t n = send(crowd->uploads[i], crowd->request + crowd->done[i], crowd->length - crowd->done[i], 0);
+        crowd->done[i] += n > 0 ? (uint64_t)n : 0;
+    }
+}
+
+/* Bytes that the server has taken of the upload of which it has taken least. */
+static uint64_t least_taken(const struct crowd *crowd) {
+    uint64_t least = UINT64_MAX;
+    for (int i = 0; i < UPLOADS; i++) {
+        int unsent, unread;
+        CHECK(ioctl(crowd->uploads[i], SIOCOUTQ, &unsent) == 0 && ioctl(crowd->accepted[i], FIONREAD, &unread) == 0);
+        uint64_t taken = crowd->done[i] - (uint64_t)unsent - (uint64_t)unread;
+        least = taken < least ? taken : least;
+    }
+    return least;
+}
+
+static void end_crowd(struct crowd *crowd) {
+    for (int i = 0; i < UPLOADS; i++)
+        close(crowd->uploads[i]);
+    close(crowd->small);
+    zc_reactor_destroy(crowd->server);
+    zc_map_drop(crowd->map);
+    free(crowd->request);
+}
+
+/* What a small frame waits for is one round, whose share of large payloads is bounded: however many are under way, and each of them gets
+ * on. It is in the batch before what it would have to wait for. */
+static void small_frames_pass_large_payloads_of_others(void) {
+    struct crowd crowd;
+    begin_crowd(&crowd);
+    unsigned char ping[ZC_FRAME_SIZE];
+    put_frame(ping, (struct zc_frame){.kind = ZC_PING}, NULL, NULL);
+    uint32_t finished = 0, beside = 0;
+    uint64_t most = 0, least = 0;
+    for (int round = 0; finished < UPLOADS && round < 5000; round++) {
+        struct zc_reactor_stats before, after;
+        fill_sockets(&crowd);
+        CHECK(send(crowd.small, ping, sizeof ping, 0) == sizeof ping);
+        zc_reactor_stats(crowd.server, &before);
+        int64_t n = zc_reactor_poll(crowd.server, 0);
+        zc_reactor_stats(crowd.server, &after);
+        most = after.bytes_in - before.bytes_in > most ? after.bytes_in - before.bytes_in : most;
+        const struct zc_batch *batch = zc_reactor_batch(crowd.server, 0);
+        bool pinged = false;
+        for (int64_t i = 0; i < n; i++) {
+            pinged |= batch->events[i].kind == ZC_PING;
+            if (batch->events[i].kind != ZC_REQUEST)
+                continue;
+            release(&batch->events[i]);
+            beside += pinged;
+            if (!finished++)
+                least = least_taken(&crowd);
+        }
+        CHECK(pinged || round == 0);
+    }
+    printf("at most %.2f MiB in a round; when the first upload was whole, each had got through %.2f MiB\n", (double)most / MIB,
+           (double)least / MIB);
+    CHECK(finished == UPLOADS && beside == UPLOADS);
+    CHECK(most <= 2 * ZC_CHUNK_BYTES + UPLOADS * 65536); /* a turn each at first, in which the payload begins */
+    CHECK(least >= UPLOAD / 2);
+    end_crowd(&crowd);
 }
 
 /* Requests with headers and payloads, large and small in turn, back to back, so that whatever is received behind one belongs to the next.
@@ -746,6 +855,7 @@ int main(int argc, char **argv) {
     RUN(a_forked_process_lets_go, 1);
     RUN(short_payloads_pass_between_chunks, false);
     RUN(short_payloads_pass_between_chunks, true);
+    RUN(small_frames_pass_large_payloads_of_others);
     RUN(requests_follow_each_other, ZC_RECEIVE_COPY, false);
     RUN(requests_follow_each_other, ZC_RECEIVE_ZEROCOPY, true);
     RUN(requests_follow_each_other, ZC_RECEIVE_AUTO, true);
