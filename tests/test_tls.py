@@ -355,6 +355,7 @@ async def test_listening_ends_while_hands_are_shaken(authority: trustme.CA) -> N
         async with await RawPeer.connect(address):
             await until(lambda: server._handshakes)
             await server.close()
+        assert not server._handshakes
 
 
 def test_contexts_of_the_wrong_side(authority: trustme.CA) -> None:

@@ -74,6 +74,7 @@ NONE: Final = Faults()
 
 
 def faults_of(faults: FaultsFor, number: int) -> Faults:
+    """Those of one connection, the `number`th from 0 on."""
     return faults(number) if callable(faults) else faults
 
 
