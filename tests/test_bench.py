@@ -6,16 +6,14 @@ import dataclasses
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
-from test_cli import ZCRPC, heed_interrupts
+from test_cli import ZCRPC, interrupted
 
 import zcrpc
 from zcrpc import locks
@@ -346,22 +344,9 @@ class TestCommand:
 
     def test_an_interrupt_keeps_what_was_measured(self, tmp_path: Path) -> None:
         target = tmp_path / "bench.json"
-        command = [*ZCRPC, "lab", "bench", "--seconds", "100", "--rounds", "1000", "--json", str(target)]
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=heed_interrupts,
-        )
-        time.sleep(4)  # some measurements of a tenth of a second
-        process.send_signal(signal.SIGINT)
-        try:
-            stdout, stderr = process.communicate(timeout=20)
-        finally:
-            process.kill()
-        assert process.returncode == 130
-        assert "interrupted" in stderr
+        settings = ["--seconds", "100", "--rounds", "1000"]  # measurements of a tenth of a second
+        done = interrupted(4, "lab", "bench", *settings, "--json", str(target))
+        assert done.returncode == 130
+        assert "interrupted" in done.stderr
         assert len(json.loads(target.read_text())["rows"]) > 0
-        assert "1 thread, regions of their own" in stdout
+        assert "1 thread, regions of their own" in done.stdout

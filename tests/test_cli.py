@@ -45,6 +45,25 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def interrupted(seconds: float, *arguments: str, patience: float = 20) -> subprocess.CompletedProcess[str]:
+    """A run that gets an interrupt after so long, and then has `patience` seconds to end."""
+    process = subprocess.Popen(
+        [*ZCRPC, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_interrupts,
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    try:
+        stdout, stderr = process.communicate(timeout=patience)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
 class TestSeed:
     def test_json_and_table(self, tmp_path: Path) -> None:
         target = tmp_path / "rounds.json"
@@ -109,37 +128,12 @@ class TestSeed:
 
     def test_an_interrupt_keeps_what_was_measured(self, tmp_path: Path) -> None:
         target = tmp_path / "rounds.json"
-        command = [
-            *ZCRPC,
-            "lab",
-            "seed",
-            "--connections",
-            "8",
-            "--seconds",
-            "100",
-            "--rounds",
-            "400",
-            "--json",
-            str(target),
-        ]
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            preexec_fn=heed_interrupts,
-        )
-        time.sleep(6)  # some rounds of a quarter of a second
-        process.send_signal(signal.SIGINT)
-        try:
-            stdout, stderr = process.communicate(timeout=20)
-        finally:
-            process.kill()
-        assert process.returncode == 130
-        assert "interrupted" in stderr
+        run_for = ["--connections", "8", "--seconds", "100", "--rounds", "400"]  # rounds of a quarter of a second
+        done = interrupted(6, "lab", "seed", *run_for, "--json", str(target))
+        assert done.returncode == 130
+        assert "interrupted" in done.stderr
         assert 0 < len(json.loads(target.read_text())["rows"]) < 1600
-        assert "lock-path share" in stdout
+        assert "lock-path share" in done.stdout
 
     def test_a_terminal_gets_a_progress_bar_and_a_table_of_its_width(self) -> None:
         terminal, end = pty.openpty()

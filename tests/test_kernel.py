@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from test_cli import ZCRPC, heed_interrupts, run
+from test_cli import ZCRPC, interrupted, run
 
 from zcrpc.lab import kernel, kernel_table, results
 from zcrpc.lab.kernel_receivers import KernelReceivers, KernelResult
@@ -234,20 +232,12 @@ class TestCommand:
 
     def test_an_interrupt_keeps_what_was_measured_and_leaves_no_trace(self, tmp_path: Path) -> None:
         target = tmp_path / "kernel.json"
-        command = [*ZCRPC, "lab", "kernel", "--seconds", "300", "--rounds", "1000", "--json", str(target)]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
-        )
-        time.sleep(6)  # several rounds of 0.3 s
-        process.send_signal(signal.SIGINT)
-        try:
-            stdout, stderr = process.communicate(timeout=30)
-        finally:
-            process.kill()
-        assert process.returncode == 130
-        assert "interrupted; this was measured" in stderr
+        settings = ["--seconds", "300", "--rounds", "1000"]  # rounds of 0.3 s
+        done = interrupted(6, "lab", "kernel", *settings, "--json", str(target), patience=30)
+        assert done.returncode == 130
+        assert "interrupted; this was measured" in done.stderr
         assert len(results.read(target).rows) > 0
-        assert "Linux" in stdout
+        assert "Linux" in done.stdout
         assert orphaned_instances() == []
 
     @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs a network of its own")
