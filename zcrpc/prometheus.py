@@ -56,6 +56,7 @@ _COUNTERS: Final = {
     "requests": "Calls received.",
     "errors": "Calls answered with a status other than OK.",
     "refused": "Connections beyond the limit.",
+    "accept_pauses": "Times that new connections had to wait for a file descriptor or memory.",
     "handshakes_failed": "Connections that did not get through TLS.",
     "unauthenticated": "Connections whose credentials were not accepted.",
     "violations": "Connections closed because their peer broke the protocol.",

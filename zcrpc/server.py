@@ -100,6 +100,7 @@ class _Listener(_Entrance):
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     raise
+                self.server.accept_pauses += 1
                 _log.error("%s: cannot accept, trying again in %g s: %s", self.address, _ACCEPT_PAUSE_SECONDS, error)
                 self.loop.remove_reader(self.sock.fileno())
                 self._pause = self.loop.call_later(_ACCEPT_PAUSE_SECONDS, self.resume)
@@ -307,6 +308,7 @@ class Server:
         self.closing = False
         self._forked = False
         self.requests = self.errors = self.refused = self.unauthenticated = self.handshakes_failed = 0
+        self.accept_pauses = 0
         self.exhausted = dict.fromkeys(("in_flight", "calls", "queued", "message", "metadata", "decompressed"), 0)
         self.calls = 0  # handlers that have suspended, in all connections
         self.full = False  # they are as many as there may be
@@ -557,6 +559,7 @@ class Server:
             calls=self.calls,
             refused=self.refused,
             handshakes_failed=self.handshakes_failed,
+            accept_pauses=self.accept_pauses,
             queued=self.queued,
             unauthenticated=self.unauthenticated,
             exhausted={**self.exhausted, "waiting": self.threads.refused},

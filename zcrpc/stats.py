@@ -28,7 +28,8 @@ class Stats:
     """Counters since the start, and gauges of this moment. Bytes are bytes.
 
     `requests`: calls received (of a client: made). `errors`: of these, answered with a status other than OK. `calls`:
-    in flight now. `queued`: received and not begun yet. `refused`: connections beyond the limit. `handshakes_failed`:
+    in flight now. `queued`: received and not begun yet. `refused`: connections beyond the limit. `accept_pauses`: times
+    that new connections had to wait, since there was no file descriptor or no memory for them. `handshakes_failed`:
     connections closed for want of TLS. `unauthenticated`: connections whose credentials were not accepted. `exhausted`:
     calls answered with RESOURCE_EXHAUSTED, by the limit that was reached: in_flight, calls, queued, message, metadata,
     waiting, decompressed. `threads`: blocking handlers that run now. `waiting`: calls that wait for a thread.
@@ -48,6 +49,7 @@ class Stats:
     calls: int
     queued: int
     refused: int
+    accept_pauses: int
     handshakes_failed: int
     unauthenticated: int
     exhausted: dict[str, int]
@@ -109,6 +111,7 @@ def collect(
     errors: int,
     calls: int,
     refused: int = 0,
+    accept_pauses: int = 0,
     handshakes_failed: int = 0,
     queued: int = 0,
     unauthenticated: int = 0,
@@ -131,6 +134,7 @@ def collect(
         calls=calls,
         queued=queued,
         refused=refused,
+        accept_pauses=accept_pauses,
         handshakes_failed=handshakes_failed,
         unauthenticated=unauthenticated,
         exhausted=dict(exhausted),
