@@ -11,8 +11,10 @@ demo: $(VENV)/installed
 	$(BIN)/zcrpc lab seed --seconds 2 --rounds 3
 	$(BIN)/zcrpc lab upload
 
+# Files side by side, then what measures, alone.
 test: $(VENV)/installed native-tests
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest tests -m alone
 
 # Rebuilt when anything native changes; Python files are used where they stand.
 $(VENV)/installed: pyproject.toml $(CORE)

@@ -71,11 +71,13 @@ class TestDriver:
         holding = measure(Workload(strategy="speculative", threads=2, hot=True, iterations=1000, hold=True))
         assert (holding.reads, holding.read_locks) == (2000, 2000)
 
+    @pytest.mark.alone
     def test_it_stops_when_time_is_up(self) -> None:
         done = measure(Workload(strategy="global", writers=1, writer_hold_ns=100_000, seconds=0.05))
         assert done.reads * done.ns_per_operation == pytest.approx(0.05e9, rel=1)
         assert done.writer_locks * 100_000 > 0.01e9
 
+    @pytest.mark.alone
     def test_a_reader_that_waits_is_late_on_a_schedule(self) -> None:
         storm = Workload(
             strategy="global",
@@ -111,6 +113,7 @@ def rows(matrix: Matrix) -> list[Row]:
     return list(bench.run(matrix))
 
 
+@pytest.mark.alone
 class TestMatrix:
     def test_points(self) -> None:
         def point(threads: int, layout: bench.Layout, regions: int, percent: float) -> Point:
