@@ -95,9 +95,11 @@ async def test_every_number_of_the_statistics_is_there(serving: Serving) -> None
 def test_every_number_says_what_it_is() -> None:
     said = {each.name: each for each in counted(Stats)}
     assert {*Stats.__dataclass_fields__} - {*said} == {"exhausted", "fallbacks", "mapped_percent", "lock"}
-    assert said["requests"].grows and not said["connections"].grows
+    assert said["requests"].grows
+    assert not said["connections"].grows
     for each in (*said.values(), *counted(LockCounters)):
-        assert each.text[0].isupper() and each.text.endswith("."), each
+        assert each.text[0].isupper(), each
+        assert each.text.endswith("."), each
 
 
 async def test_a_registry_of_ones_own(serving: Serving) -> None:
