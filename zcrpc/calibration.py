@@ -22,7 +22,7 @@ Receive: TypeAlias = Literal["auto", "zerocopy", "copy"]
 
 _log = logging.getLogger("zcrpc.calibration")
 
-SIZES: Final = (65536, 262144, 1 << 20, 4 << 20)  # bytes of payload
+SIZES: Final = tuple(4096 << 2 * step for step in range(6))  # bytes of payload: 4 KiB … 4 MiB
 _ROUNDS: Final = 5
 # Mapping has to win by this much: what it costs others, such as the other core's TLB, is not in the measurement.
 _MARGIN: Final = 0.95
@@ -50,8 +50,8 @@ class WayCost:
 
 @dataclass(slots=True, frozen=True)
 class Cost:
-    """What a payload of `length` bytes costs over loopback. `map` is None where mapping cannot be had, for the reason of
-    `map_errno`; `mapped` is the share of payloads that could be mapped."""
+    """What a payload of `length` bytes costs over loopback. `map` is None where mapping cannot be had, for the reason
+    of `map_errno`; `mapped` is the share of payloads that could be mapped."""
 
     length: int
     copy: WayCost
@@ -112,8 +112,8 @@ def _measure() -> list[Cost]:
 
 
 def compare(length: int, rounds: int) -> Cost:
-    """Measures payloads of `length` bytes, whole pages up to 64 MiB, in as many rounds, up to 1,000. OSError if not even
-    copying can be measured."""
+    """Measures payloads of `length` bytes, whole pages up to 64 MiB, in as many rounds, up to 1,000. OSError if not
+    even copying can be measured."""
     found = ffi.new("struct zc_calibration *")
     code = lib.zc_calibrate(length, rounds, found)
     if code < 0:

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "lock/atomics.h"
+#include "net/outbound.h"
 #include "net/reactor.h"
 
 #ifndef TCP_RECEIVE_ZEROCOPY_FLAG_TLB_CLEAN_HINT
@@ -58,12 +59,10 @@ static int connect_pair(struct pair *pair) {
 }
 
 static int want_whole_pages(struct pair *pair) {
-    int on = 1, segment = 0;
-    socklen_t size = sizeof segment;
-    if (setsockopt(pair->sender, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof on) ||
-        getsockopt(pair->sender, IPPROTO_TCP, TCP_MAXSEG, &segment, &size))
+    int on = 1;
+    if (setsockopt(pair->sender, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof on))
         return -errno;
-    pair->segment = (uint64_t)segment / ZC_PAGE * ZC_PAGE;
+    pair->segment = zc_whole_pages(pair->sender);
     if (!pair->segment)
         return -EOPNOTSUPP;
     pair->mapped = mmap(NULL, pair->length, PROT_READ, MAP_SHARED, pair->receiver, 0);
@@ -157,6 +156,8 @@ static void touch(const unsigned char *at, uint64_t length) {
 static int one_payload(struct pair *pair) {
     uint64_t sent = 0, received = 0, idle = 0;
     bool copy = !pair->segment;
+    if (pair->segment)
+        pair->segment = zc_whole_pages(pair->sender);
     while (received < pair->length) {
         uint64_t begun = zc_cycles();
         ssize_t out = sent < pair->length ? send_some(pair, sent) : 0;
