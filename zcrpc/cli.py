@@ -8,6 +8,7 @@ import click
 
 from zcrpc.commands.call import call
 from zcrpc.commands.describe import describe
+from zcrpc.commands.doctor import doctor
 from zcrpc.commands.health import health
 from zcrpc.commands.ping import ping
 from zcrpc.commands.serve import serve
@@ -24,6 +25,7 @@ def cli() -> None:
 cli.add_command(serve)
 cli.add_command(call)
 cli.add_command(describe)
+cli.add_command(doctor)
 cli.add_command(health)
 cli.add_command(lab)
 cli.add_command(ping)
