@@ -40,9 +40,10 @@ _FULL: Final = 4.0  # the ratio at which a bar is full
 )
 @click.option("--json", "json_path", type=FILE, help="Write everything to this file, too; -: print that alone.")
 def doctor(name: str | None, address: str | None, seconds: float, json_path: Path | None) -> None:
-    """Look at this host: can received payloads be mapped, what do mapping and copying cost, and what is to be set?
+    """Look at this host: what receiving costs, and what to set.
 
-    Exit status 0 if payloads can be mapped, whether that pays or not; 1 if not.
+    Whether received payloads can be mapped, what mapping and copying cost at each size, what is in the way, and which
+    options suit this host. Exit status 0 if payloads can be mapped, whether that pays or not; 1 if not.
     """
     chosen = _interfaces(name, address)
     alone = str(json_path) == "-"
