@@ -7,6 +7,7 @@ import gzip
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -349,6 +350,13 @@ async def test_costs_can_be_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await calibration.mapped_from("auto", 2 << 20) == 2 << 20
     assert await calibration.mapped_from("zerocopy", 4096) == 4096
     assert await calibration.mapped_from("copy", 4096) == 0
+
+
+async def test_calibration_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_costs", None)
+    before = threading.active_count()
+    await calibration.mapped_from("auto", 4096)
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize(("length", "rounds"), [(0, 1), (4097, 1), (128 << 20, 1), (4096, 0), (4096, 1001)])

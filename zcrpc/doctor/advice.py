@@ -41,7 +41,9 @@ def _receive(map_from: int, costs: list[Cost], can_map: bool) -> Iterator[Settin
         yield Setting("receive", '"auto"', f"it copies here, since mapping pays nowhere{_how_much(costs)}")
     elif map_from < _MAP_FROM:
         yield Setting("receive", '"auto"', "it maps here, and goes on comparing")
-        yield Setting("map_from", f"{map_from >> 10} << 10", f"mapping pays from {size(map_from)} on already")
+        yield Setting(
+            "map_from", f"{map_from >> 10} << 10", f"mapping may pay from {size(map_from)} on: zcrpc lab upload tells"
+        )
     else:
         yield Setting("receive", '"auto"', f"it maps from {size(map_from)} on, and goes on comparing")
         yield Setting("map_from", "the default", "calibration raises it where smaller payloads are better copied")
