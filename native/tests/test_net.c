@@ -522,6 +522,64 @@ static void nobody_starves_in_a_flood(void) {
     end_crowd(&crowd);
 }
 
+/* Where there is nothing else, one poll goes on for more than a round, but not for ever. */
+static void rounds_follow_each_other_while_nothing_is_small(void) {
+    struct crowd crowd;
+    begin_crowd(&crowd);
+    uint64_t most = 0;
+    for (uint32_t finished = 0, turn = 0; finished < UPLOADS && turn < 5000; turn++) {
+        struct zc_reactor_stats before, after;
+        fill_sockets(&crowd);
+        zc_reactor_stats(crowd.server, &before);
+        int64_t n = zc_reactor_poll(crowd.server, 0);
+        zc_reactor_stats(crowd.server, &after);
+        most = after.bytes_in - before.bytes_in > most ? after.bytes_in - before.bytes_in : most;
+        for (int64_t i = 0; i < n; i++) {
+            const struct zc_event *event = &zc_reactor_batch(crowd.server, 0)->events[i];
+            if (event->kind == ZC_REQUEST) {
+                release(event);
+                finished++;
+            }
+        }
+    }
+    printf("at most %.2f MiB in a poll\n", (double)most / MIB);
+    CHECK(most > 3 * ZC_CHUNK_BYTES && most <= 7 * ZC_CHUNK_BYTES);
+    end_crowd(&crowd);
+}
+
+static unsigned yields;
+
+int sched_yield(void) { /* instead of libc's */
+    yields++;
+    return 0;
+}
+
+/* Who was woken by what is submitted gets the CPU before the next part of a large payload is copied; without one there is no need. */
+static void what_is_submitted_beside_large_payloads_yields(void) {
+    struct zc_map *map = new_map(64 * MIB);
+    struct zc_reactor *server = new_reactor(map, (struct zc_reactor_options){.receive = ZC_RECEIVE_COPY});
+    uint64_t small, large;
+    int accepted, ends[2] = {join_raw(server, &small, &accepted), join_raw(server, &large, &accepted)};
+    static unsigned char request[32 * 1024]; /* and more is announced */
+    put_frame(request, (struct zc_frame){.kind = ZC_REQUEST, .payload_length = 8 * MIB}, NULL, NULL);
+    for (uint32_t greeted = 0; greeted < 2;)
+        greeted += (uint32_t)zc_reactor_poll(server, 1000);
+    yields = 0;
+    submit(server, small, (struct zc_frame){.kind = ZC_PING}, NULL, NULL);
+    CHECK_EQUAL(yields, 0);
+    CHECK(send(ends[1], request, sizeof request, 0) == sizeof request);
+    CHECK(zc_reactor_poll(server, 1000) == 0);
+    submit(server, small, (struct zc_frame){.kind = ZC_PING}, NULL, NULL);
+    CHECK_EQUAL(yields, 1);
+    CHECK(zc_reactor_poll(server, 0) == 0); /* nothing more comes */
+    submit(server, small, (struct zc_frame){.kind = ZC_PING}, NULL, NULL);
+    CHECK_EQUAL(yields, 1);
+    close(ends[0]);
+    close(ends[1]);
+    zc_reactor_destroy(server);
+    zc_map_drop(map);
+}
+
 /* Requests with headers and payloads, large and small in turn, back to back, so that whatever is received behind one belongs to the next.
  * Those that may pass others keep their order among themselves, and so do the others. */
 static void requests_follow_each_other(uint32_t receive, bool mapping) {
@@ -971,6 +1029,8 @@ int main(int argc, char **argv) {
     RUN(short_payloads_pass_between_chunks, true);
     RUN(small_frames_pass_large_payloads_of_others);
     RUN(what_is_sent_in_a_round_is_bounded);
+    RUN(rounds_follow_each_other_while_nothing_is_small);
+    RUN(what_is_submitted_beside_large_payloads_yields);
     RUN(nobody_starves_in_a_flood);
     RUN(requests_follow_each_other, ZC_RECEIVE_COPY, false);
     RUN(requests_follow_each_other, ZC_RECEIVE_ZEROCOPY, true);
