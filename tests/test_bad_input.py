@@ -354,6 +354,7 @@ async def test_peer_without_hello_is_dropped(serving: Serving, caplog: pytest.Lo
                 await peer.closed()
         await until(lambda: server.stats().connections == 0)
         assert caplog.text.count("no hello within 0.1 s") == 4
+        assert server.stats().timed_out == 4
         await alive(address)
 
 

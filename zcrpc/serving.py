@@ -233,6 +233,7 @@ class ServerConnection(Connection):
         self.tick = 0
         what = "not authenticated" if self.greeted else "no hello"
         self.log.warning("%s: %s within %g s", self, what, self.server.hello_timeout)
+        self.reactor.timed_out += 1
         self.abort(what)
 
     def greeting(self) -> None:

@@ -63,6 +63,7 @@ class Stats(MapStats):
     items_out: int = counter("Items of streams sent.")
     credit_stalls: int = counter("Times that a stream had to wait for its peer to take items.")
     violations: int = counter("Connections closed because their peer broke the protocol.")
+    timed_out: int = counter("Connections closed for want of a hello, of an identity, or of an answer to a ping.")
     compressed_bytes_in: int = counter("Bytes of payloads that came compressed.")
     decompressed_bytes_in: int = counter("Bytes that they are decompressed.")
     compressed_bytes_out: int = counter("Bytes of payloads that were sent compressed.")
@@ -93,6 +94,7 @@ def collect(reactors: Iterable[Reactor], regions: RegionMap, packing: Packing | 
         "items_out": sum(each.streams.items_out for each in reactors),
         "credit_stalls": sum(each.streams.stalls for each in reactors),
         "violations": sum(each.violations for each in reactors),
+        "timed_out": sum(each.timed_out for each in reactors),
     }
     if packing is not None:
         found |= {
