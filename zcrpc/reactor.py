@@ -108,8 +108,8 @@ class Reactor:
         "pieces",
         "streams",
         "submits",
-        "unsent",
         "timed_out",
+        "unsent",
         "violations",
         "wake",
     )
