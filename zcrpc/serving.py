@@ -105,9 +105,7 @@ class Call:
         """Its deadline has passed: answered at once, whatever the handler makes of being cancelled."""
         self.tick = 0
         self.stop()
-        self.connection.fail(
-            self.stream, Status.DEADLINE_EXCEEDED, f"{self.method}: the deadline passed before it was done"
-        )
+        self.connection.expired(self.stream, f"{self.method}: the deadline passed before it was done")
 
     def stop(self) -> None:
         """Cancels the handler; nobody waits for its answer any more."""
@@ -458,7 +456,7 @@ class ServerConnection(Connection):
             if until:
                 deadline_ms = math.ceil((until - self.reactor.loop.time()) * 1000)
                 if deadline_ms <= 0:
-                    self.fail(stream, Status.DEADLINE_EXCEEDED, "the deadline passed before the call was begun")
+                    self.expired(stream, "the deadline passed before the call was begun")
                     release(receiver, None)
                     continue
             if self.server.full:
@@ -714,6 +712,12 @@ class ServerConnection(Connection):
         """Ends a call with a status; `carried` is its metadata."""
         self.server.errors += 1
         self.send_error(stream, status, message, details, carried)
+
+    def expired(self, stream: int, message: str) -> None:
+        """Ends a call whose deadline has passed."""
+        self.server.expired += 1
+        self.log.debug("%s: stream %d: %s", self, stream, message)
+        self.fail(stream, Status.DEADLINE_EXCEEDED, message)
 
     def refuse_call(self, stream: int, status: Status, message: str) -> None:
         """Ends a call that no handler has seen: the peer may make it again."""

@@ -37,6 +37,7 @@ class Stats(MapStats):
     connections: int = gauge("Connections that are open.")
     requests: int = counter("Calls received; of a client: made.")
     errors: int = counter("Calls answered with a status other than OK.")
+    expired: int = counter("Calls of a server whose deadline passed before they were done, or begun.")
     calls: int = gauge("Calls whose handlers wait for something; of a client: in flight.")
     queued: int = gauge("Calls that have come and are not begun.")
     refused: int = counter("Connections beyond the limit.")
