@@ -81,6 +81,11 @@ _PLAIN: Final = frozenset(
 )
 
 
+def single_call(code: int, length: int) -> bytes:
+    """The header of a request whose only argument is a buffer."""
+    return _single_call.pack(_SINGLE_CALL, code, 0, length)
+
+
 class HeaderError(ValueError):
     """A header that does not decode."""
 

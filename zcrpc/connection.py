@@ -346,8 +346,11 @@ class Connection:
     def greeting(self) -> None:
         """The peer's hello was understood."""
 
-    def request(self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview) -> None:
-        """A call. This end serves none."""
+    def request(
+        self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview, sole: int = 0
+    ) -> None:
+        """A call. `sole`: its only argument is the payload, which was a buffer of that kind, and the header is left
+        out. This end serves none."""
         self.send_error(stream, Status.UNIMPLEMENTED, "this side serves no calls")
 
     def response(self, stream: int, header: bytes, payload: bytes | memoryview) -> None:

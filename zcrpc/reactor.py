@@ -43,6 +43,9 @@ from zcrpc.wire import (
     PONG,
     REQUEST,
     RESPONSE,
+    SHAPE_CALL,
+    SHAPE_RESULT,
+    SHORT_EVENT,
     STREAMS,
 )
 
@@ -60,7 +63,9 @@ _LONG: Final = 256 << 10
 _U32: Final = (1 << 32) - 1
 _WITH_PAYLOAD: Final = (REQUEST, RESPONSE, DATA)
 _EVENT_SIZE: Final = EVENT.size
-_unpack_events: Final = EVENT.iter_unpack
+_unpack_events: Final = SHORT_EVENT.iter_unpack
+_unpack_event: Final = EVENT.unpack_from
+_LEASE: Final = 11
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -255,102 +260,33 @@ class Reactor:
         batch = self._batches[index]
         assert batch is not None
         events, data = batch
-        connections, leased = self.connections, self._leased
+        connections = self.connections
         # Until the batch is done nobody needs to be woken to submit: that is done below.
         scheduled, self.submits = self.submits, True
         iterator = _unpack_events(events[: count * _EVENT_SIZE])
         try:
-            for (
-                number,
-                payload,
-                payload_length,
-                lease,
-                aux,
-                stream,
-                header,
-                header_length,
-                deadline_ms,
-                method,
-                kind,
-                flags,
-            ) in iterator:
-                connection = connections.get(number)
-                if connection is None:
-                    if lease:
-                        lib.zc_lease_release(ffi.cast("struct zc_lease *", lease))
+            for number, stream, header, body, end, deadline_ms, method, shape in iterator:
+                if not shape:
+                    self._dispatch_other(events, end, data)
                     continue
                 try:
-                    if flags & COMPRESSED and kind in _WITH_PAYLOAD:
-                        connection.compressed(
-                            kind,
-                            flags,
-                            stream,
-                            method,
-                            deadline_ms,
-                            data[header : header + header_length],
-                            leased_view(lease, payload, payload_length)
-                            if lease
-                            else data[payload : payload + payload_length],
-                        )
-                    elif kind == REQUEST:
-                        if flags & STREAMS:
-                            connection.stream_request(
-                                stream,
-                                method,
-                                flags,
-                                deadline_ms,
-                                data[header : header + header_length],
-                                leased(lease, payload, payload_length)
-                                if lease
-                                else data[payload : payload + payload_length],
-                            )
-                            continue
+                    connection = connections[number]
+                except KeyError:
+                    continue
+                try:
+                    if shape < SHAPE_RESULT:
+                        sole = shape - SHAPE_CALL
                         connection.request(
-                            stream,
-                            method,
-                            deadline_ms,
-                            data[header : header + header_length],
-                            leased(lease, payload, payload_length)
-                            if lease
-                            else data[payload : payload + payload_length],
+                            stream, method, deadline_ms, b"" if sole else data[header:body], data[body:end], sole
                         )
-                    elif kind == RESPONSE:
-                        connection.response(
-                            stream,
-                            data[header : header + header_length],
-                            leased(lease, payload, payload_length)
-                            if lease
-                            else data[payload : payload + payload_length],
-                        )
-                    elif kind == DATA:
-                        connection.data(
-                            stream,
-                            data[header : header + header_length],
-                            leased(lease, payload, payload_length)
-                            if lease
-                            else data[payload : payload + payload_length],
-                        )
-                    elif kind == EVENT_SENT:
-                        connection.sent(aux)
-                    elif kind == EVENT_CLOSED:
-                        del connections[number]
-                        connection.closed(method, aux)
-                    elif kind == CREDIT:
-                        connection.credit(stream, deadline_ms)
-                    elif kind == EVENT_REFUSED:
-                        connection.refused(aux & 0xFF, flags, stream, aux >> 8, payload_length)
                     else:
-                        frame_header = data[header : header + header_length]
-                        self._dispatch_other(connection, kind, flags, stream, method, frame_header)
+                        connection.response(stream, data[header:body], data[body:end])
                 except Exception:
-                    _log.exception(
-                        "%s: an event of kind %d could not be dealt with; the connection is closed", connection, kind
-                    )
-                    connection.abort()
+                    self._give_up(connection, REQUEST if shape < SHAPE_RESULT else RESPONSE)
         except BaseException:
             for event in iterator:  # KeyboardInterrupt, SystemExit: the loop ends, but no lease may be lost
-                if event[3]:
-                    lib.zc_lease_release(ffi.cast("struct zc_lease *", event[3]))
+                if not event[-1]:
+                    _release(_unpack_event(events, event[4] * _EVENT_SIZE)[_LEASE])
             raise
         finally:
             self.submits = scheduled
@@ -359,13 +295,66 @@ class Reactor:
                     self._flush_senders()
                 self.submit()
 
+    def _dispatch_other(self, events: memoryview, index: int, data: Any) -> None:
+        """An event that is no small frame of a plain call."""
+        (
+            number,
+            stream,
+            header,
+            body,
+            _,
+            deadline_ms,
+            method,
+            _,
+            kind,
+            place,
+            length,
+            lease,
+            flags,
+        ) = _unpack_event(events, index * _EVENT_SIZE)
+        connection = self.connections.get(number)
+        if connection is None:
+            _release(lease)
+            return
+        try:
+            if kind in _WITH_PAYLOAD:
+                head = data[header:body]
+                payload = self._leased(lease, place, length) if lease else data[place : place + length]
+                if flags & COMPRESSED:
+                    connection.compressed(kind, flags, stream, method, deadline_ms, head, payload)
+                elif kind == DATA:
+                    connection.data(stream, head, payload)
+                elif kind == RESPONSE:
+                    connection.response(stream, head, payload)
+                elif flags & STREAMS:
+                    connection.stream_request(stream, method, flags, deadline_ms, head, payload)
+                else:
+                    connection.request(stream, method, deadline_ms, head, payload)
+            elif kind == EVENT_SENT:
+                connection.sent(place)
+            elif kind == EVENT_CLOSED:
+                del self.connections[number]
+                connection.closed(method, place)
+            elif kind == CREDIT:
+                connection.credit(stream, deadline_ms)
+            elif kind == EVENT_REFUSED:
+                connection.refused(place & 0xFF, flags, stream, place >> 8, length)
+            else:
+                self._dispatch_rare(connection, kind, flags, stream, method, data[header:body])
+        except Exception:
+            self._give_up(connection, kind)
+
+    def _give_up(self, connection: Connection, kind: int) -> None:
+        _log.exception("%s: an event of kind %d could not be dealt with; the connection is closed", connection, kind)
+        connection.abort()
+
     def _leased(self, lease: int, address: int, length: int) -> memoryview:
         """A payload in a region. Its handler may take its time if it is long: what was answered before leaves first."""
         if length >= _LONG and self.pieces:
             self.submit()
         return leased_view(lease, address, length)
 
-    def _dispatch_other(
+    def _dispatch_rare(
         self, connection: Connection, kind: int, flags: int, stream: int, method: int, header: bytes
     ) -> None:
         if kind == ERROR:
@@ -431,6 +420,11 @@ class Reactor:
                 connection.closed(lib.ZC_CLOSE_LOCAL, 0)
             except Exception:
                 _log.exception("%s: could not be told that it is closed", connection)
+
+
+def _release(lease: int) -> None:
+    if lease:
+        lib.zc_lease_release(ffi.cast("struct zc_lease *", lease))
 
 
 def leased_view(lease: int, address: int, length: int) -> memoryview:

@@ -10,7 +10,6 @@ import asyncio
 import dataclasses
 import logging
 import math
-import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import CoroutineType
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from zcrpc import metadata
-from zcrpc.codec import INLINE_BELOW, SINGLE, SINGLE_BUFFER, SINGLE_BYTES, HeaderError
+from zcrpc.codec import INLINE_BELOW, HeaderError, single_call
 from zcrpc.connection import Connection
 from zcrpc.context import CONTEXT, METADATA, PLAN, SCOPE, STOPPED, Context, Served
 from zcrpc.credentials import Authenticate, Caller, Credentials, identify
@@ -45,9 +44,12 @@ from zcrpc.wire import (
     COMPRESSED,
     DATA,
     FRAME,
-    RECORD_FRAME,
     REQUEST,
     RESPONSE,
+    SOLE_BUFFER,
+    SOLE_BYTES,
+    SOLE_RESULT,
+    SOLE_SIZE,
     STREAM_IN,
     STREAM_OUT,
     STREAMS,
@@ -60,10 +62,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("zcrpc.server")
 
-# A response that is one buffer: record, frame and header.
-_pack_single: Final = struct.Struct(RECORD_FRAME.format + SINGLE.format[1:]).pack
-_SINGLE_HEADER_SIZE: Final = SINGLE.size
-_SINGLE_FRAME_SIZE: Final = FRAME.size + SINGLE.size
+_pack_sole: Final = SOLE_RESULT.pack
+_SOLE_FRAME_SIZE: Final = FRAME.size + SOLE_SIZE
 
 _FULL: Final = "{} calls are in flight, the server's limit"
 
@@ -310,44 +310,46 @@ class ServerConnection(Connection):
 
     # ---- calls
 
-    def request(self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview) -> None:
+    def request(
+        self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview, sole: int = 0
+    ) -> None:
         server = self.server
         server.requests += 1
         self.used = True
-        if (self.careful or server.full or not stream) and not self._may_begin(
-            stream, method, deadline_ms, header, payload
-        ):
-            return
+        if self.careful or server.full or not stream:
+            if sole:
+                header, sole = single_call(sole, len(payload)), 0
+            if not self._may_begin(stream, method, deadline_ms, header, payload):
+                return
         try:
             plan, handler = self.handlers[method]
         except KeyError:
             self.fail_with(stream, self._no_handler(method))
             return
-        codec = self.reactor.codec
         until = time.monotonic() + deadline_ms / 1000 if deadline_ms else 0.0
         served: Served = [self.caller, plan, until, NOTHING, None, False]
+        take = plan.sole
         try:
-            arguments, keywords, sent_along = codec.decode_call(header, payload, plan.buffers)
-            if sent_along is not None:
-                served[METADATA] = metadata.decode(sent_along, server.max_metadata, f"{plan.name}()")
-            if keywords is None:
-                arguments = plan.bind(arguments, codec)
+            if sole and take is not None:
+                result = handler(take(payload))
             else:
-                arguments, keywords = plan.bind_named(arguments, keywords, codec)
-        except Exception as error:
-            self._misfit(stream, served, handler, error, deadline_ms)
-            return
-        try:
-            if not plan.is_async:  # what is gets its scope from the runner
-                token = SCOPE.set(served)
+                if sole:
+                    header = single_call(sole, len(payload))
                 try:
-                    result = handler(*arguments, **keywords) if keywords else handler(*arguments)
-                finally:
-                    SCOPE.reset(token)
-            elif keywords is None:
-                result = handler(*arguments)
-            else:
-                result = handler(*arguments, **keywords)
+                    arguments, keywords = self._bind(served, header, payload)
+                except Exception as error:
+                    self._misfit(stream, served, handler, error, deadline_ms)
+                    return
+                if not plan.is_async:  # what is gets its scope from the runner
+                    token = SCOPE.set(served)
+                    try:
+                        result = handler(*arguments, **keywords) if keywords else handler(*arguments)
+                    finally:
+                        SCOPE.reset(token)
+                elif keywords is None:
+                    result = handler(*arguments)
+                else:
+                    result = handler(*arguments, **keywords)
             if type(result) is CoroutineType:
                 result = self.start(result, served)
                 if isinstance(result, Suspended):
@@ -357,6 +359,19 @@ class ServerConnection(Connection):
             self.fail_with(stream, error, served)
         else:
             self.reply(stream, served, result)
+
+    def _bind(
+        self, served: Served, header: bytes, payload: bytes | memoryview
+    ) -> tuple[list[Any], dict[str, Any] | None]:
+        """Arguments and keywords of a call. Raises what is wrong with them."""
+        plan: Plan = served[PLAN]
+        codec = self.reactor.codec
+        arguments, keywords, sent_along = codec.decode_call(header, payload, plan.buffers)
+        if sent_along is not None:
+            served[METADATA] = metadata.decode(sent_along, self.server.max_metadata, f"{plan.name}()")
+        if keywords is None:
+            return plan.bind(arguments, codec), None
+        return plan.bind_named(arguments, keywords, codec)
 
     def _misfit(
         self, stream: int, served: Served, handler: Callable[..., Any], error: Exception, deadline_ms: int
@@ -525,7 +540,7 @@ class ServerConnection(Connection):
         payload: bytes | memoryview,
         receiver: Receiver | None,
     ) -> None:
-        streams, codec, sender = self.open_streams(), self.reactor.codec, None
+        streams, sender = self.open_streams(), None
         if flags & COMPRESSED:
             unpacked = self._unpack_for(stream, payload)
             if unpacked is None:
@@ -541,13 +556,8 @@ class ServerConnection(Connection):
         until = time.monotonic() + deadline_ms / 1000 if deadline_ms else 0.0
         served: Served = [self.caller, plan, until, NOTHING, None, False]
         try:
-            arguments, named, sent_along = codec.decode_call(header, payload, plan.buffers)
-            if sent_along is not None:
-                served[METADATA] = metadata.decode(sent_along, self.server.max_metadata, f"{plan.name}()")
-            if named is None:
-                arguments, keywords = plan.bind(arguments, codec), dict[str, Any]()
-            else:
-                arguments, keywords = plan.bind_named(arguments, named, codec)
+            arguments, named = self._bind(served, header, payload)
+            keywords = named or {}
         except Exception as error:
             release(receiver, None)
             self._misfit(stream, served, handler, error, deadline_ms)
@@ -635,28 +645,22 @@ class ServerConnection(Connection):
 
     def reply(self, stream: int, served: Served, result: Any) -> None:
         """Ends a call with its result."""
-        # The commonest shapes, packed in one go; what follows would do the same.
+        # The commonest shapes; what follows would do the same.
         kind = type(result)
         context = served[CONTEXT]
-        if context is not None and context.answer:
-            length, head = 0, b""
-        elif kind is memoryview:
+        if kind is memoryview:
             length = result.nbytes
-            head = SINGLE_BUFFER if type(result.obj) is bytes and result.c_contiguous else b""
+            sole = SOLE_BUFFER if type(result.obj) is bytes and result.c_contiguous else 0
         elif kind is bytes:
             length = len(result)
-            head = SINGLE_BYTES if length >= INLINE_BELOW else b""
+            sole = SOLE_BYTES if length >= INLINE_BELOW else 0
         else:
-            length, head = 0, b""
-        if head and length < self._plain_below:
-            size = _SINGLE_FRAME_SIZE + length
+            length = sole = 0
+        if sole and length < self._plain_below and (context is None or not context.answer):
             reactor = self.reactor
-            reactor.pieces += (
-                _pack_single(
-                    self.number, size, 0, RESPONSE, 0, 0, stream, _SINGLE_HEADER_SIZE, 0, length, head, 0, length
-                ),
-                result,
-            )
+            pieces = reactor.pieces
+            pieces.append(_pack_sole(self.number, _SOLE_FRAME_SIZE + length, sole, stream))
+            pieces.append(result)
             if not reactor.submits:
                 reactor.wake()
             return
@@ -669,11 +673,11 @@ class ServerConnection(Connection):
                 header, buffers, length = self.reactor.codec.encode([result, carried])
             if len(header) > limits.header or length > limits.payload:
                 self.check_size(header, length, f"the result of {served[PLAN].name}()")
-            pieces: Sequence[bytes | memoryview] = buffers
+            payload: Sequence[bytes | memoryview] = buffers
             flags = 0
             if length >= self.pack_from:
-                pieces, length, flags = self.pack(buffers, length)
-            if self.send(RESPONSE, stream, 0, 0, header, pieces, length, flags):
+                payload, length, flags = self.pack(buffers, length)
+            if self.send(RESPONSE, stream, 0, 0, header, payload, length, flags):
                 self.careful = True
         except ResourceExhausted as error:
             self.fail(stream, error.status, error.message)

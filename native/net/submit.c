@@ -1,5 +1,6 @@
 /* The sending half of a reactor: replies come in batches, from the thread of the event loop. */
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -90,20 +91,42 @@ static void send_run(struct zc_reactor *r, struct zc_connection *c, struct iovec
     }
 }
 
-int zc_reactor_submit(struct zc_reactor *r, const void *records, uint64_t length) {
-    const unsigned char *at = records, *end = at + length;
+struct record {
+    uint64_t connection;
+    uint32_t length, what;
+};
+
+/* Makes what is left of a response to be made: see enum zc_record. False if there is no room for it. */
+static bool complete(const struct record *record, unsigned char *at) {
+    if (record->what == ZC_RECORD_FRAMES)
+        return true;
+    struct zc_frame frame = {.kind = ZC_RESPONSE};
+    bool sole = record->what != ZC_RECORD_HEADER;
+    uint32_t made = ZC_FRAME_SIZE + (sole ? ZC_SOLE_SIZE : 0);
+    if (record->what > ZC_RECORD_HEADER || record->length < made)
+        return false;
+    memcpy(&frame.stream, at + offsetof(struct zc_frame, stream), sizeof frame.stream); /* as on the wire */
+    frame.stream = le32toh(frame.stream);
+    frame.header_length = sole ? ZC_SOLE_SIZE : record->length - made;
+    frame.payload_length = sole ? record->length - made : 0;
+    zc_frame_encode(&frame, at);
+    if (sole)
+        zc_sole_encode(at + ZC_FRAME_SIZE, (unsigned char)record->what, frame.payload_length);
+    return true;
+}
+
+int zc_reactor_submit(struct zc_reactor *r, void *records, uint64_t length) {
+    unsigned char *at = records, *end = at + length;
     struct zc_connection *c = NULL;
     struct iovec vectors[RUN];
     uint64_t id = 0, now_ms = zc_reactor_clock_ms();
     int count = 0, failed = 0;
     pthread_mutex_lock(&r->lock);
     while (at < end) {
-        struct {
-            uint64_t connection;
-            uint32_t length, zero;
-        } record;
+        struct record record;
         if ((uint64_t)(end - at) < ZC_RECORD_SIZE ||
-            (memcpy(&record, at, ZC_RECORD_SIZE), record.length > (uint64_t)(end - at) - ZC_RECORD_SIZE)) {
+            (memcpy(&record, at, ZC_RECORD_SIZE), record.length > (uint64_t)(end - at) - ZC_RECORD_SIZE) ||
+            !complete(&record, at + ZC_RECORD_SIZE)) {
             failed = -EINVAL;
             break;
         }
@@ -114,7 +137,7 @@ int zc_reactor_submit(struct zc_reactor *r, const void *records, uint64_t length
             id = record.connection;
             c = zc_reactor_find(r, id);
         }
-        vectors[count++] = (struct iovec){(void *)(at + ZC_RECORD_SIZE), record.length};
+        vectors[count++] = (struct iovec){at + ZC_RECORD_SIZE, record.length};
         at += ZC_RECORD_SIZE + record.length;
     }
     if (c && count)
