@@ -353,8 +353,9 @@ class Connection:
         out. This end serves none."""
         self.send_error(stream, Status.UNIMPLEMENTED, "this side serves no calls")
 
-    def response(self, stream: int, header: bytes, payload: bytes | memoryview) -> None:
-        """An answer. To no call of this end: too late, or nonsense, and nothing is lost by ignoring it."""
+    def response(self, stream: int, header: bytes, payload: bytes | memoryview, sole: int = 0) -> None:
+        """An answer; `sole` as for `request`. To no call of this end: too late, or nonsense, and nothing is lost by
+        ignoring it."""
 
     def error(self, stream: int, status: int, header: bytes, unprocessed: bool) -> None:
         """A call failed. See `response`."""

@@ -280,7 +280,8 @@ class Reactor:
                             stream, method, deadline_ms, b"" if sole else data[header:body], data[body:end], sole
                         )
                     else:
-                        connection.response(stream, data[header:body], data[body:end])
+                        sole = shape - SHAPE_RESULT
+                        connection.response(stream, b"" if sole else data[header:body], data[body:end], sole)
                 except Exception:
                     self._give_up(connection, REQUEST if shape < SHAPE_RESULT else RESPONSE)
         except BaseException:

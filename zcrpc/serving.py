@@ -46,6 +46,7 @@ from zcrpc.wire import (
     FRAME,
     REQUEST,
     RESPONSE,
+    SHAPE_RESULT,
     SOLE_BUFFER,
     SOLE_BYTES,
     SOLE_RESULT,
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("zcrpc.server")
 
 _pack_sole: Final = SOLE_RESULT.pack
+_RESULT_BYTES: Final = SHAPE_RESULT + SOLE_BYTES
+_RESULT_BUFFER: Final = SHAPE_RESULT + SOLE_BUFFER
 _SOLE_FRAME_SIZE: Final = FRAME.size + SOLE_SIZE
 
 _FULL: Final = "{} calls are in flight, the server's limit"
@@ -650,16 +653,16 @@ class ServerConnection(Connection):
         context = served[CONTEXT]
         if kind is memoryview:
             length = result.nbytes
-            sole = SOLE_BUFFER if type(result.obj) is bytes and result.c_contiguous else 0
+            shape = _RESULT_BUFFER if type(result.obj) is bytes and result.c_contiguous else 0
         elif kind is bytes:
             length = len(result)
-            sole = SOLE_BYTES if length >= INLINE_BELOW else 0
+            shape = _RESULT_BYTES if length >= INLINE_BELOW else 0
         else:
-            length = sole = 0
-        if sole and length < self._plain_below and (context is None or not context.answer):
+            length = shape = 0
+        if shape and length < self._plain_below and (context is None or not context.answer):
             reactor = self.reactor
             pieces = reactor.pieces
-            pieces.append(_pack_sole(self.number, _SOLE_FRAME_SIZE + length, sole, stream))
+            pieces.append(_pack_sole(self.number, _SOLE_FRAME_SIZE + length, shape, stream))
             pieces.append(result)
             if not reactor.submits:
                 reactor.wake()

@@ -33,15 +33,12 @@ EVENT_CLOSED: Final = 32
 EVENT_SENT: Final = 33
 EVENT_REFUSED: Final = 34
 
-# enum zc_event_shape
-SHAPE_OTHER: Final = 0
+# enum zc_event_shape. With a sole buffer one or two more, for what it was: SHAPE_CALL + SOLE_BYTES, and so on.
 SHAPE_CALL: Final = 1
 SHAPE_RESULT: Final = 4
-# enum zc_record. A sole buffer of a call or result has these numbers, too: SHAPE_CALL + SOLE_BYTES is a call with one.
 SOLE_BYTES: Final = 1
 SOLE_BUFFER: Final = 2
-RECORD_HEADER: Final = 3
-# The header of a response that is a sole buffer.
+# Bytes of the header of a response that is a sole buffer.
 SOLE_SIZE: Final = 19
 
 # A flag of frames. ERROR: no handler has seen the call. GOAWAY: all calls that were begun are answered, so those
@@ -70,20 +67,20 @@ RECORD: Final = struct.Struct("<QII")
 RECORD_FRAME: Final = struct.Struct("<QIIBBHIIIQ")
 """RECORD and FRAME in one go."""
 
+# Records of which the core makes the rest: see zc_reactor_submit. With a sole buffer there is room for its header.
+CALL: Final = struct.Struct("<QII2xHI16x")
+"""Connection, bytes that follow the first 16, shape, method, stream."""
+SOLE_CALL: Final = struct.Struct(f"{CALL.format}{SOLE_SIZE + 1}x")
 RESULT: Final = struct.Struct("<QII4xI16x")
-"""What stands before the header of a response that has no payload: connection, bytes that follow the first 16,
-RECORD_HEADER, stream. The core makes the frame."""
-
-SOLE_RESULT: Final = struct.Struct("<QII4xI35x")
-"""What stands before the payload of a response that is one buffer: connection, bytes that follow the first 16,
-RECORD_BYTES or RECORD_BUFFER, stream. The core makes frame and header."""
+"""Connection, bytes that follow the first 16, shape, stream."""
+SOLE_RESULT: Final = struct.Struct(f"{RESULT.format}{SOLE_SIZE}x")
 
 EVENT: Final = struct.Struct("<QIIIIIHBBQQQ4xB3x")
 """struct zc_event: connection, stream, header, body, end, deadline in ms, method, shape, kind, payload, payload length,
 lease, header length, flags."""
 
 SHORT_EVENT: Final = struct.Struct("<QIIIIIHB33x")
-"""The first half of it: all there is to know of an event whose shape is not SHAPE_OTHER."""
+"""The first half of it: all there is to know of an event whose shape is not 0."""
 
 SOFTWARE: Final = "zcrpc/0.1.0"
 

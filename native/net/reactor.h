@@ -156,13 +156,11 @@ int64_t zc_reactor_silence(struct zc_reactor *reactor, uint64_t connection);
  * negative errno. Sweeps stalled connections when called at least every second or so. */
 int64_t zc_reactor_poll(struct zc_reactor *reactor, int timeout_ms);
 
-/* Sends small frames: records of { u64 connection, u32 length, u32 what } followed by `length` bytes. One vectored send per run of records
+/* Sends small frames: records of { u64 connection, u32 length, u32 shape } followed by `length` bytes. One vectored send per run of records
  * of one connection; what the socket does not take is copied. Records of connections that are gone are skipped.
  *
- * What follows is whole frames (ZC_RECORD_FRAMES); or one RESPONSE, of which this makes frame and header in the room that was left for
- * them: ZC_RECORD_HEADER: a frame with nothing but its stream, then the header; ZC_RECORD_BYTES, ZC_RECORD_BUFFER: a frame with nothing but
- * its stream, ZC_SOLE_SIZE bytes, then the payload, which is the one buffer of the result. */
-enum zc_record { ZC_RECORD_FRAMES, ZC_RECORD_BYTES, ZC_RECORD_BUFFER, ZC_RECORD_HEADER };
+ * ZC_SHAPE_OTHER: these bytes are whole frames. Any other: one frame that is nothing yet but its stream and, of a call, its method. The rest
+ * of it is made here, and if it is sole so is the header, in the room that was left for it. Then follows the header, or the sole payload. */
 #define ZC_RECORD_SIZE 16
 int zc_reactor_submit(struct zc_reactor *reactor, void *records, uint64_t length);
 

@@ -1,6 +1,5 @@
 /* The sending half of a reactor: replies come in batches, from the thread of the event loop. */
 #include <errno.h>
-#include <stddef.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -93,25 +92,28 @@ static void send_run(struct zc_reactor *r, struct zc_connection *c, struct iovec
 
 struct record {
     uint64_t connection;
-    uint32_t length, what;
+    uint32_t length, shape;
 };
 
-/* Makes what is left of a response to be made: see enum zc_record. False if there is no room for it. */
+/* Makes what is left to be made of a frame. False if there is no room for it. */
 static bool complete(const struct record *record, unsigned char *at) {
-    if (record->what == ZC_RECORD_FRAMES)
+    if (record->shape == ZC_SHAPE_OTHER)
         return true;
-    struct zc_frame frame = {.kind = ZC_RESPONSE};
-    bool sole = record->what != ZC_RECORD_HEADER;
-    uint32_t made = ZC_FRAME_SIZE + (sole ? ZC_SOLE_SIZE : 0);
-    if (record->what > ZC_RECORD_HEADER || record->length < made)
+    bool call = record->shape < ZC_SHAPE_RESULT;
+    uint32_t sole = record->shape - (call ? ZC_SHAPE_CALL : ZC_SHAPE_RESULT), header = sole ? ZC_SOLE_SIZE + call : 0;
+    if (sole > ZC_SOLE_BUFFER || record->length < ZC_FRAME_SIZE + header)
         return false;
-    memcpy(&frame.stream, at + offsetof(struct zc_frame, stream), sizeof frame.stream); /* as on the wire */
-    frame.stream = le32toh(frame.stream);
-    frame.header_length = sole ? ZC_SOLE_SIZE : record->length - made;
-    frame.payload_length = sole ? record->length - made : 0;
+    struct zc_frame frame;
+    zc_frame_decode(at, &frame);
+    frame.kind = call ? ZC_REQUEST : ZC_RESPONSE;
+    uint32_t rest = record->length - ZC_FRAME_SIZE - header;
+    frame.header_length = sole ? header : rest;
+    frame.payload_length = sole ? rest : 0;
     zc_frame_encode(&frame, at);
-    if (sole)
-        zc_sole_encode(at + ZC_FRAME_SIZE, (unsigned char)record->what, frame.payload_length);
+    if (sole) {
+        at[ZC_FRAME_SIZE] = 0x91; /* of a call: an array of arguments around it */
+        zc_sole_encode(at + ZC_FRAME_SIZE + call, (unsigned char)sole, rest);
+    }
     return true;
 }
 
