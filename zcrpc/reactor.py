@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from zcrpc._native import check, ffi, lib
+from zcrpc.busy_poll import BusyPoll
 from zcrpc.codec import Codec
 from zcrpc.deadlines import Deadlines
 from zcrpc.forking import MESSAGE, remember
@@ -80,6 +81,7 @@ class ReactorOptions:
     payload_limit: int
     outbound_limit: int
     stall_ms: int
+    busy_poll: float = 0.0  # see BusyPoll
 
     def __post_init__(self) -> None:
         """ValueError for what the core would refuse, in the words of the options of `Server` and `connect`."""
@@ -93,6 +95,8 @@ class ReactorOptions:
         ):
             if not least <= value <= most:
                 raise ValueError(f"{name}={value}: must be between {least} and {most}")
+        if not 0 <= self.busy_poll <= 1:
+            raise ValueError(f"busy_poll={self.busy_poll}: must be between 0 and 1 second")
 
 
 class Reactor:
@@ -101,6 +105,7 @@ class Reactor:
     __slots__ = (
         "__weakref__",
         "_batches",
+        "_busy",
         "_handle",
         "_next_token",
         "_poll",
@@ -149,6 +154,7 @@ class Reactor:
         loop.add_reader(lib.zc_reactor_fd(self._handle), self._turn)
         remember(self)
         self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
+        self._busy = BusyPoll(loop, options.busy_poll, self._turn) if options.busy_poll else None
 
     def _batch(self, index: int) -> tuple[memoryview, Any] | None:
         batch = lib.zc_reactor_batch(self._handle, index)
@@ -252,6 +258,8 @@ class Reactor:
         code = self._poll(self._handle, 0)
         if code > 0:
             self._dispatch(code >> 32, code & 0xFFFFFFFF)
+            if self._busy is not None and self._handle is not None:
+                self._busy.came()
         elif code < 0:
             _log.critical("the reactor failed with errno %d; its connections are lost", -code)
             self.close()
@@ -395,6 +403,8 @@ class Reactor:
         if self._handle is not None:
             lib.zc_reactor_abandon(self._handle)
             self._handle = None
+        if self._busy is not None:
+            self._busy.close()
         self.pieces.clear()
         for connection in self.connections.values():
             connection.ended = MESSAGE
@@ -409,6 +419,8 @@ class Reactor:
         if not self.loop.is_closed():
             self.loop.remove_reader(lib.zc_reactor_fd(handle))
         self._sweeper.cancel()
+        if self._busy is not None:
+            self._busy.close()
         self.deadlines.close()
         self.pieces.clear()
         self.unsent.clear()
