@@ -16,14 +16,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from zcrpc._native import check, ffi, lib
 from zcrpc.busy_poll import BusyPoll
 from zcrpc.codec import Codec
+from zcrpc.context import SCOPE
 from zcrpc.deadlines import Deadlines
+from zcrpc.eager import Runner, Suspended, Worker, WorkerRunner
 from zcrpc.forking import MESSAGE, remember
 from zcrpc.streams import Counters, Sender
 from zcrpc.wire import (
@@ -111,11 +114,13 @@ class Reactor:
         "_poll",
         "_submit",
         "_sweeper",
+        "begun",
         "codec",
         "connections",
         "deadlines",
         "loop",
         "pieces",
+        "runner",
         "streams",
         "submits",
         "unsent",
@@ -123,8 +128,10 @@ class Reactor:
         "wake",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, regions: Any, options: ReactorOptions) -> None:
-        """regions: struct zc_map *."""
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, regions: Any, options: ReactorOptions, runner: Runner | None = None
+    ) -> None:
+        """regions: struct zc_map *. runner: of the handlers of calls that come in."""
         native = ffi.new("struct zc_reactor_options *")
         native.threaded = options.threaded
         native.receive = options.receive
@@ -145,7 +152,9 @@ class Reactor:
         self.loop = loop
         self.codec = Codec()
         self.deadlines = Deadlines(loop)
+        self.runner = runner if isinstance(runner, WorkerRunner) else None
         self.connections: dict[int, Connection] = {}
+        self.begun: Connection  # with the call whose handler was begun last
         self.pieces: list[bytes | bytearray | memoryview] = []  # records for zc_reactor_submit; append, then wake()
         self.unsent: list[Sender] = []  # streams with items that are sent at the next flush; append, then wake()
         self.streams = Counters()
@@ -269,29 +278,18 @@ class Reactor:
         assert batch is not None
         events, data = batch
         connections = self.connections
+        iterator = _unpack_events(events[: count * _EVENT_SIZE])
+
+        def work(worker: Worker | None) -> Generator[Any, Any, None]:
+            return self._work_through(iterator, events, data, worker)
+
         # Until the batch is done nobody needs to be woken to submit: that is done below.
         scheduled, self.submits = self.submits, True
-        iterator = _unpack_events(events[: count * _EVENT_SIZE])
         try:
-            for number, stream, header, body, end, deadline_ms, method, shape in iterator:
-                if not shape:
-                    self._dispatch_other(events, end, data)
-                    continue
-                try:
-                    connection = connections[number]
-                except KeyError:
-                    continue
-                try:
-                    if shape < SHAPE_RESULT:
-                        sole = shape - SHAPE_CALL
-                        connection.request(
-                            stream, method, deadline_ms, b"" if sole else data[header:body], data[body:end], sole
-                        )
-                    else:
-                        sole = shape - SHAPE_RESULT
-                        connection.response(stream, b"" if sole else data[header:body], data[body:end], sole)
-                except Exception:
-                    self._give_up(connection, REQUEST if shape < SHAPE_RESULT else RESPONSE)
+            if self.runner is not None:
+                self.runner.work_through(work, self._suspended)
+            else:
+                next(work(None), None)
         except BaseException:
             for event in iterator:  # KeyboardInterrupt, SystemExit: the loop ends, but no lease may be lost
                 if not event[-1]:
@@ -303,6 +301,64 @@ class Reactor:
                 if self.unsent:
                     self._flush_senders()
                 self.submit()
+
+    @types.coroutine
+    def _work_through(
+        self, iterator: Iterator[tuple[int, ...]], events: memoryview, data: Any, worker: Worker | None
+    ) -> Generator[Any, Any, None]:
+        """Deals with one event after the other. Handlers are awaited here, within the worker if there is one: see
+        `WorkerRunner.work_through`."""
+        connections = self.connections
+        enter, leave = SCOPE.set, SCOPE.reset
+        template = self.runner.template if self.runner is not None else None
+        for number, stream, header, body, end, deadline_ms, method, shape in iterator:
+            if not shape:
+                self._dispatch_other(events, end, data)
+                continue
+            try:
+                connection = connections[number]
+            except KeyError:
+                continue
+            try:
+                if shape >= SHAPE_RESULT:
+                    sole = shape - SHAPE_RESULT
+                    connection.response(stream, b"" if sole else data[header:body], data[body:end], sole)
+                    continue
+                sole = shape - SHAPE_CALL
+                handler = connection.begin(
+                    stream, method, deadline_ms, b"" if sole else data[header:body], data[body:end], sole
+                )
+                if handler is None:
+                    continue
+                if worker is None:
+                    connection.start_handler(handler, stream, deadline_ms)
+                    continue
+                self.begun = connection
+                served = connection.begun
+                token = enter(served)
+                try:
+                    result = yield from handler
+                except (Exception, asyncio.CancelledError) as error:
+                    leave(token)  # the context equals the template again, if the handler left it alone
+                    if worker.job is not None:  # handed over meanwhile: the worker goes on
+                        worker.error = error
+                        return
+                    connection.fail_with(stream, error, served)
+                else:
+                    leave(token)
+                    if worker.job is not None:
+                        worker.result = result
+                        return
+                    connection.reply(stream, served, result)
+                    del result  # it may be a payload
+                if worker.context != template or worker.task.cancelling():
+                    return
+            except Exception:
+                self._give_up(connection, REQUEST if shape < SHAPE_RESULT else RESPONSE)
+
+    def _suspended(self, suspended: Suspended) -> None:
+        """The handler that was begun last waits for something."""
+        self.begun.suspend(suspended)
 
     def _dispatch_other(self, events: memoryview, index: int, data: Any) -> None:
         """An event that is no small frame of a plain call."""

@@ -399,7 +399,7 @@ class Server:
         self._loop = loop
         self.runner = Runner(loop)
         for _ in range(max(1, self._threads)):
-            self._reactors.append(Reactor(loop, self.regions.handle, self._options))
+            self._reactors.append(Reactor(loop, self.regions.handle, self._options, self.runner))
 
     def _stop_listening(self, listener: _Listener) -> None:
         listener.close()

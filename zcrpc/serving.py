@@ -20,9 +20,9 @@ import msgspec
 from zcrpc import metadata
 from zcrpc.codec import INLINE_BELOW, HeaderError, single_call
 from zcrpc.connection import Connection
-from zcrpc.context import CONTEXT, METADATA, PLAN, SCOPE, STOPPED, Context, Served
+from zcrpc.context import CONTEXT, METADATA, PLAN, SCOPE, STOPPED, STREAM, UNTIL, Context, Served
 from zcrpc.credentials import Authenticate, Caller, Credentials, identify
-from zcrpc.eager import Suspended
+from zcrpc.eager import Handler, Suspended
 from zcrpc.errors import (
     FailedPrecondition,
     Internal,
@@ -313,9 +313,9 @@ class ServerConnection(Connection):
 
     # ---- calls
 
-    def request(
+    def begin(
         self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview, sole: int = 0
-    ) -> None:
+    ) -> Handler | None:
         server = self.server
         server.requests += 1
         self.used = True
@@ -323,14 +323,14 @@ class ServerConnection(Connection):
             if sole:
                 header, sole = single_call(sole, len(payload)), 0
             if not self._may_begin(stream, method, deadline_ms, header, payload):
-                return
+                return None
         try:
             plan, handler = self.handlers[method]
         except KeyError:
             self.fail_with(stream, self._no_handler(method))
-            return
+            return None
         until = time.monotonic() + deadline_ms / 1000 if deadline_ms else 0.0
-        served: Served = [self.caller, plan, until, NOTHING, None, False]
+        served: Served = [self.caller, plan, until, NOTHING, None, False, stream]
         take = plan.sole
         try:
             if sole and take is not None:
@@ -342,8 +342,8 @@ class ServerConnection(Connection):
                     arguments, keywords = self._bind(served, header, payload)
                 except Exception as error:
                     self._misfit(stream, served, handler, error, deadline_ms)
-                    return
-                if not plan.is_async:  # what is gets its scope from the runner
+                    return None
+                if not plan.is_async:  # what is gets its scope from who awaits it
                     token = SCOPE.set(served)
                     try:
                         result = handler(*arguments, **keywords) if keywords else handler(*arguments)
@@ -353,15 +353,32 @@ class ServerConnection(Connection):
                     result = handler(*arguments)
                 else:
                     result = handler(*arguments, **keywords)
-            if type(result) is CoroutineType:
-                result = self.start(result, served)
-                if isinstance(result, Suspended):
-                    self._suspend(stream, served, result, deadline_ms)
-                    return
         except (Exception, asyncio.CancelledError) as error:
             self.fail_with(stream, error, served)
+            return None
+        if type(result) is CoroutineType:
+            self.begun = served
+            return result
+        self.reply(stream, served, result)
+        return None
+
+    def start_handler(self, handler: Handler, stream: int, deadline_ms: int) -> None:
+        served = self.begun
+        try:
+            result = self.start(handler, served)
+        except (Exception, asyncio.CancelledError) as error:
+            self.fail_with(stream, error, served)
+            return
+        if isinstance(result, Suspended):
+            self._suspend(stream, served, result, deadline_ms)
         else:
             self.reply(stream, served, result)
+
+    def suspend(self, suspended: Suspended) -> None:
+        served = self.begun
+        until: float = served[UNTIL]
+        deadline_ms = max(1, math.ceil((until - time.monotonic()) * 1000)) if until else 0
+        self._suspend(served[STREAM], served, suspended, deadline_ms)
 
     def _bind(
         self, served: Served, header: bytes, payload: bytes | memoryview
@@ -557,7 +574,7 @@ class ServerConnection(Connection):
             return
         plan, handler = found
         until = time.monotonic() + deadline_ms / 1000 if deadline_ms else 0.0
-        served: Served = [self.caller, plan, until, NOTHING, None, False]
+        served: Served = [self.caller, plan, until, NOTHING, None, False, stream]
         try:
             arguments, named = self._bind(served, header, payload)
             keywords = named or {}
