@@ -277,7 +277,6 @@ class Reactor:
         batch = self._batches[index]
         assert batch is not None
         events, data = batch
-        connections = self.connections
         iterator = _unpack_events(events[: count * _EVENT_SIZE])
 
         def work(worker: Worker | None) -> Generator[Any, Any, None]:

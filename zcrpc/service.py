@@ -404,7 +404,7 @@ def _sole(positional: list[Parameter], needs_names: bool) -> type[bytes] | type[
     if needs_names or not positional or any(parameter.required for parameter in positional[1:]):
         return None
     exact = _exact(positional[0].converter)
-    return exact if exact is bytes or exact is memoryview else None
+    return bytes if exact is bytes else memoryview if exact is memoryview else None
 
 
 def _mode(views: bool, mixed: bool) -> int:

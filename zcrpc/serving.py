@@ -7,21 +7,21 @@ encode, append. Only a handler that suspends is given a `Call`, which the tables
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from zcrpc import metadata
+from zcrpc.calls import Call, StreamCall, produce, release
 from zcrpc.codec import INLINE_BELOW, HeaderError, single_call
 from zcrpc.connection import Connection
-from zcrpc.context import CONTEXT, METADATA, PLAN, SCOPE, STOPPED, STREAM, UNTIL, Context, Served
-from zcrpc.credentials import Authenticate, Caller, Credentials, identify
+from zcrpc.context import CONTEXT, METADATA, PLAN, SCOPE, STREAM, UNTIL, Context, Served
+from zcrpc.credentials import Caller
 from zcrpc.eager import Handler, Suspended
 from zcrpc.errors import (
     FailedPrecondition,
@@ -36,9 +36,10 @@ from zcrpc.errors import (
 from zcrpc.interceptors import Intercepted
 from zcrpc.keepalive import Watch
 from zcrpc.metadata import NOTHING
+from zcrpc.opening import Opening
 from zcrpc.reactor import Reactor
 from zcrpc.service import Plan
-from zcrpc.streams import Receiver, Sender, UnsendableItem
+from zcrpc.streams import Receiver, UnsendableItem
 from zcrpc.tls import Tunnel
 from zcrpc.wire import (
     COMPRESSED,
@@ -85,105 +86,22 @@ _KINDS: Final = {
 _UNENDED: Final = 64
 
 
-class Call:
-    """A call whose handler has suspended."""
-
-    __slots__ = ("answered", "connection", "served", "stream", "suspended", "tick")
-
-    def __init__(self, connection: ServerConnection, stream: int, served: Served, suspended: Suspended) -> None:
-        self.connection = connection
-        self.stream = stream
-        self.served = served
-        self.suspended = suspended
-        self.tick = 0
-        self.answered = False
-
-    @property
-    def method(self) -> str:
-        name: str = self.served[PLAN].name
-        return name
-
-    def expire(self) -> None:
-        """Its deadline has passed: answered at once, whatever the handler makes of being cancelled."""
-        self.tick = 0
-        self.stop()
-        self.connection.fail(
-            self.stream, Status.DEADLINE_EXCEEDED, f"{self.method}: the deadline passed before it was done"
-        )
-
-    def stop(self) -> None:
-        """Cancels the handler; nobody waits for its answer any more."""
-        self.answered = self.served[STOPPED] = True
-        self.connection.calls.pop(self.stream, None)
-        self.suspended.cancel()
-
-    def finish(self, result: Any, error: BaseException | None) -> None:
-        """The handler is done."""
-        connection = self.connection
-        connection.running -= 1
-        connection.be_careful()
-        if self.tick:
-            connection.reactor.deadlines.discard(self.tick, self)
-        if not self.answered:
-            connection.calls.pop(self.stream, None)
-            if error is None:
-                connection.reply(self.stream, self.served, result)
-            else:
-                connection.fail_with(self.stream, error, self.served)
-        connection.server.call_done()
-
-
-class StreamCall(Call):
-    """A call with streams whose handler has suspended."""
-
-    __slots__ = ("receiver", "sender")
-
-    receiver: Receiver | None
-    sender: Sender | None
-
-    def stop(self) -> None:
-        release(self.receiver, self.sender)
-        super().stop()
-
-    def finish(self, result: Any, error: BaseException | None) -> None:
-        super().finish(result, error)
-        release(self.receiver, self.sender)
-
-
-def release(receiver: Receiver | None, sender: Sender | None) -> None:
-    """A call is over: nobody consumes its items any more, and none are sent."""
-    if receiver is not None:
-        receiver.discard()
-    if sender is not None:
-        sender.close()
-
-
-async def produce(result: Any, sender: Sender) -> None:
-    """Sends what the handler of a stream returned."""
-    if isinstance(result, CoroutineType):
-        result = await result
-    if not isinstance(result, Iterable) and not hasattr(result, "__aiter__"):
-        raise Internal(f"{sender.name}() returned no stream but {type(result).__name__}")
-    await sender.drive(result)
-
-
 class ServerConnection(Connection):
     """The serving end of a connection."""
 
     __slots__ = (
         "admitted",
-        "authenticating",
         "backlog",
         "caller",
         "calls",
         "careful",
         "handlers",
         "leave_status",
+        "opening",
         "parting",
         "running",
         "server",
         "start",
-        "tick",
         "tunnel",
         "used",
     )
@@ -213,12 +131,11 @@ class ServerConnection(Connection):
         self.running = 0  # handlers that have suspended, those included that nobody waits for
         self.admitted = True
         self.caller = caller
-        self.authenticating: Suspended | None = None  # the server's hook, if it takes its time
         super().__init__(
             reactor, fd, mapping, hello, name, _log, packing=server.packing, introduce=server.authenticate is None
         )
         self.be_careful()
-        self.tick = reactor.deadlines.add(server.hello_timeout, self)
+        self.opening = Opening(self, server.hello_timeout)
         self.watched = Watch(self, server.watching)
         if tunnel is not None:
             tunnel.on_end = self.tunnel_ended
@@ -226,68 +143,12 @@ class ServerConnection(Connection):
 
     # ---- opening
 
-    def expire(self) -> None:
-        """No hello came in time, or its sender was not authenticated in time."""
-        self.tick = 0
-        what = "not authenticated" if self.greeted else "no hello"
-        self.log.warning("%s: %s within %g s", self, what, self.server.hello_timeout)
-        self.abort(what)
-
     def greeting(self) -> None:
         if not self.admitted:
-            self._opened()
+            self.opening.end()
             self.disconnect("too many connections")
-        elif self.server.authenticate is None:
-            self._opened()
         else:
-            self._authenticate(self.server.authenticate)
-
-    def _opened(self) -> None:
-        if self.tick:
-            self.reactor.deadlines.discard(self.tick, self)
-            self.tick = 0
-
-    def _authenticate(self, authenticate: Authenticate) -> None:
-        caller = self.caller
-        credentials = Credentials(
-            address=caller.address,
-            token=self.peer.token or None,
-            process=caller.process,
-            certificate=caller.certificate,
-        )
-        self.peer = dataclasses.replace(self.peer, token="")
-        try:
-            result = self.start(identify(authenticate, credentials))
-        except (Exception, asyncio.CancelledError) as error:
-            self._authenticated(None, error)
-            return
-        if isinstance(result, Suspended):
-            self.authenticating = result
-            result.then(self._authenticated)
-        else:
-            self._authenticated(result, None)
-
-    def _authenticated(self, identity: Any, error: BaseException | None) -> None:
-        """The server's hook has decided. Only now does the client see a hello with methods, and begins to call."""
-        self.authenticating = None
-        self._opened()
-        if self.ended is not None:
-            return
-        if error is None:
-            self.caller.identity = identity
-            if not self.introduced:  # it is if the server is going away
-                self.introduce(self.own)
-            self.be_careful()
-            return
-        self.server.unauthenticated += 1
-        if isinstance(error, ZcrpcError):
-            status, message = error.status, error.message
-            self.log.warning("%s: not authenticated: %s", self, message)
-        else:
-            status, message = Status.INTERNAL, "the server could not check the credentials"
-            self.log.error("%s: authenticate raised %s", self, type(error).__name__, exc_info=error)
-        self.send_goaway(status, message)
-        self.disconnect("not authenticated")
+            self.opening.greeted(self.server.authenticate)
 
     def be_careful(self) -> None:
         """Whether a call is to be refused or put off is looked at only when it can be."""
@@ -803,9 +664,7 @@ class ServerConnection(Connection):
 
     def closed(self, reason: int, number: int) -> None:
         super().closed(reason, number)
-        self._opened()
-        if self.authenticating is not None:
-            self.authenticating.cancel()
+        self.opening.close()
         self.drop_backlog()
         for call in list(self.calls.values()):
             call.stop()
