@@ -22,6 +22,7 @@ from typing import Any
 
 import beside_uploads
 import failover
+import importing
 import lock_figures
 import soak
 import streams
@@ -268,6 +269,18 @@ def failing_over(settings: Settings) -> Iterator[Figure]:
     )
 
 
+def imported(settings: Settings) -> Iterator[Figure]:
+    """How long a process waits for zcrpc."""
+    found = importing.run(5 * settings.rounds)
+    told = ", ".join(f"{name} {found[name]:.0f} ms" for name in importing.WAYS)
+    yield Figure(
+        "import zcrpc, the interpreter's start included",
+        f"≤ {importing.LIMIT_MS} ms",
+        told,
+        found["import zcrpc"] <= importing.LIMIT_MS,
+    )
+
+
 def long_run(settings: Settings) -> Iterator[Figure]:
     """The soak."""
     found = soak.run(settings.soak_calls)
@@ -294,6 +307,7 @@ FIGURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "streams": streaming,
     "beside-uploads": fairness,
     "failover": failing_over,
+    "import": imported,
     "soak": long_run,
 }
 
