@@ -19,8 +19,8 @@ a *driver* of its own, a generator that awaits one coroutine after the other:
      task (whose blocking flag is still set, so the task cannot tell the difference) and takes the driver on until the
      coroutine ends, as a task would.
 
-The driver may as well be a loop over all that came in at once (`work_through`): then the worker is entered once for many
-handlers, and when one suspends, another worker goes on with the rest of the loop.
+The driver may as well be a loop over all that came in at once (`work_through`): then the worker is entered once for
+many handlers, and when one suspends, another worker goes on with the rest of the loop.
 
 Between 3's hand-over and the worker's next step someone may cancel the task. Then the worker finds CancelledError where
 it waited for work, and does what Task.cancel would have done: cancels the future that the handler waits for, or, where
