@@ -74,7 +74,7 @@ _Static_assert(sizeof(struct zc_frame) == ZC_FRAME_SIZE, "the frame header has n
 /* The commonest header of a RESPONSE, one buffer that is the whole payload: [ext], as msgpack. Offset 0 and length have 8 bytes each. That
  * of a REQUEST is the same in one more array. */
 #define ZC_SOLE_SIZE 19
-#define ZC_SOLE_BYTES 1  /* what the buffer was: an extension type of docs/wire.md */
+#define ZC_SOLE_BYTES 1 /* what the buffer was: an extension type of docs/wire.md */
 #define ZC_SOLE_BUFFER 2
 
 /* Which sole buffer a header stands for; 0: it is another. */
