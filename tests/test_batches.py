@@ -98,7 +98,9 @@ async def test_no_handler_sees_what_another_has_left(address: str) -> None:
             peer.call(f"Mixed.{name}", stream, stream=stream)
         for stream, name in enumerate(names, 1):
             frame = await peer.frame()
-            assert (frame.kind, frame.stream, frame.header) == (RESPONSE, stream, [0 if name == "traces" else stream])
+            assert frame.stream == stream
+            if name != "cancels_itself":  # what becomes of that differs between Pythons
+                assert (frame.kind, frame.header) == (RESPONSE, [0 if name == "traces" else stream])
 
 
 async def test_errors_are_each_calls_own(address: str) -> None:
