@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zcrpc.context import PLAN, STOPPED, Served
 from zcrpc.eager import Suspended
-from zcrpc.errors import Internal, Status
+from zcrpc.errors import Internal
 from zcrpc.streams import Receiver, Sender
 
 if TYPE_CHECKING:
@@ -37,9 +37,7 @@ class Call:
         """Its deadline has passed: answered at once, whatever the handler makes of being cancelled."""
         self.tick = 0
         self.stop()
-        self.connection.fail(
-            self.stream, Status.DEADLINE_EXCEEDED, f"{self.method}: the deadline passed before it was done"
-        )
+        self.connection.expired(self.stream, f"{self.method}: the deadline passed before it was done")
 
     def stop(self) -> None:
         """Cancels the handler; nobody waits for its answer any more."""

@@ -32,6 +32,7 @@ class Opening:
         connection = self._connection
         what = "not authenticated" if connection.greeted else "no hello"
         connection.log.warning("%s: %s within %g s", connection, what, connection.server.hello_timeout)
+        connection.reactor.timed_out += 1
         connection.abort(what)
 
     def end(self) -> None:

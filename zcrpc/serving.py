@@ -353,7 +353,7 @@ class ServerConnection(Connection):
             if until:
                 deadline_ms = math.ceil((until - self.reactor.loop.time()) * 1000)
                 if deadline_ms <= 0:
-                    self.fail(stream, Status.DEADLINE_EXCEEDED, "the deadline passed before the call was begun")
+                    self.expired(stream, "the deadline passed before the call was begun")
                     release(receiver, None)
                     continue
             if self.server.full:
@@ -597,11 +597,18 @@ class ServerConnection(Connection):
     ) -> None:
         """Ends a call with a status; `carried` is its metadata."""
         self.server.errors += 1
+        self.log.debug("%s: stream %d: %s: %s", self, stream, status.name, message)
         self.send_error(stream, status, message, details, carried)
+
+    def expired(self, stream: int, message: str) -> None:
+        """Ends a call whose deadline has passed."""
+        self.server.expired += 1
+        self.fail(stream, Status.DEADLINE_EXCEEDED, message)
 
     def refuse_call(self, stream: int, status: Status, message: str) -> None:
         """Ends a call that no handler has seen: the peer may make it again."""
         self.server.errors += 1
+        self.log.debug("%s: stream %d: refused: %s: %s", self, stream, status.name, message)
         self.send_refusal(stream, status, message)
 
     def cancel(self, stream: int) -> None:
