@@ -11,7 +11,10 @@ def test_layouts_have_the_sizes_of_the_contract() -> None:
     assert wire.FRAME.size == 24
     assert wire.RECORD.size == 16
     assert wire.RECORD_FRAME.size == 40
-    assert wire.EVENT.size == 64
+    assert wire.EVENT.size == wire.SHORT_EVENT.size == 64
+    assert wire.CALL.size == wire.RESULT.size == wire.RECORD_FRAME.size
+    assert wire.SOLE_RESULT.size == wire.RECORD_FRAME.size + wire.SOLE_SIZE
+    assert wire.SOLE_CALL.size == wire.RECORD_FRAME.size + wire.SOLE_SIZE + 1
 
 
 def test_frame_is_laid_out_as_documented() -> None:

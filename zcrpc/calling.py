@@ -16,7 +16,7 @@ import msgspec
 
 from zcrpc import metadata
 from zcrpc._native import lib
-from zcrpc.codec import BYTES, VIEWS, HeaderError
+from zcrpc.codec import BYTES, VIEWS, HeaderError, single_call
 from zcrpc.compression import Packing
 from zcrpc.connection import Connection
 from zcrpc.conversion import Converter
@@ -36,11 +36,28 @@ from zcrpc.reactor import Reactor
 from zcrpc.service import Items
 from zcrpc.streams import Receiver, is_stream, split
 from zcrpc.tls import Tunnel
-from zcrpc.wire import DATA, REQUEST, RESPONSE, STREAM_IN, STREAM_OUT, Hello
+from zcrpc.wire import (
+    CALL,
+    DATA,
+    FRAME,
+    REQUEST,
+    RESPONSE,
+    SHAPE_CALL,
+    SOLE_BYTES,
+    SOLE_CALL,
+    SOLE_SIZE,
+    STREAM_IN,
+    STREAM_OUT,
+    Hello,
+)
 
 _log = logging.getLogger("zcrpc.client")
 
 _STREAMS: Final = 1 << 32
+_pack_call: Final = CALL.pack
+_pack_sole: Final = SOLE_CALL.pack
+_FRAME_SIZE: Final = FRAME.size
+_SOLE_FRAME_SIZE: Final = FRAME.size + SOLE_SIZE + 1
 _MOST_MS: Final = _STREAMS - 1
 _UNWATCHED: Final = Watching()
 
@@ -289,7 +306,7 @@ class ClientConnection(Connection):
         method = self.methods.get(name)
         if method is None:
             raise Unimplemented(f"{self.name} has no method {name!r}")
-        header, pieces, length = self._encode(name, arguments, keywords, sent_along)
+        header, pieces, length, sole = self._encode(name, arguments, keywords, sent_along)
         limits = self.peer.limits
         if len(header) > limits.header or length > limits.payload:
             self.check_size(header, length, f"the arguments of {name}()")
@@ -301,6 +318,18 @@ class ClientConnection(Connection):
         self.requests += 1
         if reader is not None:
             reader.response_metadata = NOTHING
+        if until is None and not flags and length < self._plain_below and (sole or not length):
+            self.pending[stream] = pending
+            reactor = self.reactor
+            if sole:
+                size = _SOLE_FRAME_SIZE + length
+                reactor.pieces += (_pack_sole(self.number, size, SHAPE_CALL + sole, method, stream), pieces[0])
+            else:
+                size = _FRAME_SIZE + len(header)
+                reactor.pieces += (_pack_call(self.number, size, SHAPE_CALL, method, stream), header)
+            if not reactor.submits:
+                reactor.wake()
+            return pending
         deadline_ms = 0
         if until is not None:
             left = until - self.reactor.loop.time()
@@ -310,6 +339,8 @@ class ClientConnection(Connection):
             pending.tick = self.reactor.deadlines.add(left, pending)
         self.pending[stream] = pending
         try:
+            if sole:
+                header = single_call(sole, length)
             if length >= self.pack_from:
                 pieces, length, compressed = self.pack(pieces, length)
                 flags |= compressed
@@ -353,18 +384,19 @@ class ClientConnection(Connection):
 
     def _encode(
         self, name: str, arguments: Sequence[Any], keywords: dict[str, Any], sent_along: Metadata | None
-    ) -> tuple[bytes, Sequence[bytes | memoryview], int]:
+    ) -> tuple[bytes, Sequence[bytes | memoryview], int, int]:
+        """Header, the payload's pieces and their length; or no header, but what a payload is that is the only
+        argument."""
+        codec = self.reactor.codec
         if sent_along:
             try:
                 raw = metadata.encode(sent_along, self.peer.limits.metadata, f"the call of {name}()")
             except metadata.MetadataError as error:
                 raise InvalidArgument(str(error)) from None
-            return self.reactor.codec.encode([arguments, keywords, raw])
+            return *codec.encode([arguments, keywords, raw]), 0
         if keywords:
-            return self.reactor.codec.encode([arguments, keywords])
-        if arguments:
-            return self.reactor.codec.encode([arguments])
-        return b"", [], 0
+            return *codec.encode([arguments, keywords]), 0
+        return codec.encode_arguments(arguments)
 
     async def _turn_to_call(self, until: float | None) -> None:
         """As many calls are in flight as the server takes: waits for one to end, first come, first served."""
@@ -426,15 +458,22 @@ class ClientConnection(Connection):
 
     # ---- answers
 
-    def response(self, stream: int, header: bytes, payload: bytes | memoryview) -> None:
+    def response(self, stream: int, header: bytes, payload: bytes | memoryview, sole: int = 0) -> None:
         pending = self.pending.get(stream)
         if pending is None:
             return
-        self._forget(pending)
-        if pending.future.done():
+        if pending.tick or self.waiting or self.streams is not None:
+            self._forget(pending)
+        else:
+            del self.pending[stream]
+        future = pending.future
+        if future.done():
+            return
+        if sole:
+            future.set_result(payload if sole == SOLE_BYTES and pending.buffers == BYTES else memoryview(payload))
             return
         if not header:
-            pending.future.set_result(None)
+            future.set_result(None)
             return
         codec = self.reactor.codec
         try:

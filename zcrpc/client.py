@@ -471,6 +471,7 @@ class ConnectOptions(TypedDict, total=False):
     connection_window: int
     max_metadata: int
     stall_timeout: float
+    busy_poll: float
     interceptors: Sequence[Interceptor]
     token: Token | None
     compression: Option
@@ -509,6 +510,7 @@ def connect(
     connection_window: int = CONNECTION_WINDOW,
     max_metadata: int = DEFAULT_LIMIT,
     stall_timeout: float = 30.0,
+    busy_poll: float = 0.0,
     interceptors: Sequence[Interceptor] = (),
     token: Token | None = None,
     compression: Option = None,
@@ -578,6 +580,7 @@ def connect(
             # Answers are read even while the server does not read: else both could wait for each other.
             outbound_limit=0xFFFFFFFF,
             stall_ms=round(stall_timeout * 1000),
+            busy_poll=busy_poll,
         ),
     )
     wrap: Callable[[Client], Any] = (lambda client: client) if service is None else (lambda client: client.use(service))

@@ -18,7 +18,9 @@ from zcrpc import metadata
 from zcrpc._native import lib
 from zcrpc.codec import COPY_BELOW, HeaderError
 from zcrpc.compression import FEATURE, CompressionError, Packed, Packing
+from zcrpc.context import Served
 from zcrpc.deadlines import Expiring
+from zcrpc.eager import Handler, Suspended
 from zcrpc.errors import Internal, ResourceExhausted, Status, Unavailable, ZcrpcError, from_status
 from zcrpc.keepalive import Watch
 from zcrpc.reactor import Reactor
@@ -93,6 +95,7 @@ class Connection:
     __slots__ = (
         "_plain_below",
         "_reference_from",
+        "begun",
         "ended",
         "introduced",
         "limits",
@@ -110,6 +113,7 @@ class Connection:
         "watched",
     )
 
+    begun: Served  # what surrounds the call that was begun last
     # What a peer's payload gets that does not decompress.
     malformed: type[ZcrpcError] = Internal
 
@@ -348,12 +352,40 @@ class Connection:
     def greeting(self) -> None:
         """The peer's hello was understood."""
 
-    def request(self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview) -> None:
-        """A call. This end serves none."""
+    def begin(
+        self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview, sole: int = 0
+    ) -> Handler | None:
+        """A call. `sole`: its only argument is the payload, which was a buffer of that kind, and the header is left
+        out. Returns the handler if it is to be awaited; what surrounds the call is `begun` then. This end serves
+        none."""
         self.send_error(stream, Status.UNIMPLEMENTED, "this side serves no calls")
+        return None
 
-    def response(self, stream: int, header: bytes, payload: bytes | memoryview) -> None:
-        """An answer. To no call of this end: too late, or nonsense, and nothing is lost by ignoring it."""
+    def request(self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview) -> None:
+        """A call that comes by itself, not as one of many."""
+        handler = self.begin(stream, method, deadline_ms, header, payload)
+        if handler is not None:
+            self.start_handler(handler, stream, deadline_ms)
+
+    def start_handler(self, handler: Handler, stream: int, deadline_ms: int) -> None:
+        """Awaits the handler of the call that was begun last."""
+        raise NotImplementedError
+
+    def suspend(self, suspended: Suspended) -> None:
+        """The handler of the call that was begun last waits for something."""
+        raise NotImplementedError
+
+    def reply(self, stream: int, served: Served, result: Any) -> None:
+        """A handler is done."""
+        raise NotImplementedError
+
+    def fail_with(self, stream: int, error: BaseException, served: Served | None = None) -> None:
+        """A handler has raised."""
+        raise NotImplementedError
+
+    def response(self, stream: int, header: bytes, payload: bytes | memoryview, sole: int = 0) -> None:
+        """An answer; `sole` as for `request`. To no call of this end: too late, or nonsense, and nothing is lost by
+        ignoring it."""
 
     def error(self, stream: int, status: int, header: bytes, unprocessed: bool) -> None:
         """A call failed. See `response`."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # What is known of a call that is served. A list, since each call has one: that is made in 40 ns, an object of a class
 # in 300. A `Context` is made of it for who asks.
-CALLER, PLAN, UNTIL, METADATA, CONTEXT, STOPPED = range(6)
+CALLER, PLAN, UNTIL, METADATA, CONTEXT, STOPPED, STREAM = range(7)
 Served: TypeAlias = list[Any]
 
 

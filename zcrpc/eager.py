@@ -19,6 +19,9 @@ a *driver* of its own, a generator that awaits one coroutine after the other:
      task (whose blocking flag is still set, so the task cannot tell the difference) and takes the driver on until the
      coroutine ends, as a task would.
 
+The driver may as well be a loop over all that came in at once (`work_through`): then the worker is entered once for
+many handlers, and when one suspends, another worker goes on with the rest of the loop.
+
 Between 3's hand-over and the worker's next step someone may cancel the task. Then the worker finds CancelledError where
 it waited for work, and does what Task.cancel would have done: cancels the future that the handler waits for, or, where
 that is done already, throws.
@@ -65,8 +68,8 @@ class _Job(Suspended):
 
     __slots__ = ("_finish", "cancelled", "worker", "yielded")
 
-    def __init__(self, worker: _Worker, yielded: Any) -> None:
-        self.worker: _Worker | None = worker
+    def __init__(self, worker: Worker, yielded: Any) -> None:
+        self.worker: Worker | None = worker
         self.yielded = yielded  # what it waits for
         self.cancelled = False  # before the worker's task had taken its first step
         self._finish: Finish | None = None
@@ -94,7 +97,7 @@ class _Job(Suspended):
 _DONE = object()  # what a driver yields when it wants the next coroutine
 
 
-class _Worker:
+class Worker:
     """A task that is parked, or works on one job."""
 
     __slots__ = (
@@ -225,14 +228,58 @@ class WorkerRunner:
         self.template = contextvars.copy_context()
         if SCOPE in self.template:  # the server was started inside a call of another
             self.template.run(SCOPE.set, None)
-        self._parked: list[_Worker] = []
+        self._parked: list[Worker] = []
         self._closed = False
+
+    def work_through(
+        self, work: Callable[[Worker], Generator[Any, Any, None]], suspended: Callable[[Suspended], None]
+    ) -> None:
+        """Runs the first steps of many handlers: `work` awaits them one after the other by `yield from`, and is inside
+        the worker all the time, so that none of them has to be entered and left.
+
+        When one suspends, its worker goes on with it: the generator must then end when that handler does, leaving what
+        came of it in `worker.result` or `worker.error`. `suspended` is told, and `work` called again for the rest; and
+        so it is if it ends because a handler left a trace.
+        """
+        loop = self.loop
+        while True:
+            worker = self._parked.pop() if self._parked else Worker(self)
+            task, driver = worker.task, work(worker)
+            _enter_task(loop, task)
+            try:
+                yielded = worker.run(next, driver, _DONE)
+            except BaseException:  # KeyboardInterrupt, SystemExit: the driver has ended with it
+                task.cancel()
+                raise
+            finally:
+                _leave_task(loop, task)
+            if yielded is not _DONE:
+                worker.driver = driver
+                job = _Job(worker, yielded)
+                worker.hand_over(job)
+                suspended(job)
+            elif not worker.untouched():
+                task.cancel()
+            else:
+                if not self.park(worker):
+                    task.cancel()
+                return
 
     def start(self, coroutine: Handler, scope: Scope = None) -> Any:
         """Runs the coroutine's first step. Its result if that was all, its exception if it raised one, else a
         `Suspended`. `scope`: what `zcrpc.context` says inside of it."""
+        outer = asyncio.current_task(self.loop)
+        if outer is None:
+            return self._start(coroutine, scope)
+        _leave_task(self.loop, outer)  # within work_through
+        try:
+            return self._start(coroutine, scope)
+        finally:
+            _enter_task(self.loop, outer)
+
+    def _start(self, coroutine: Handler, scope: Scope) -> Any:
         if not self._parked:
-            self._parked.append(_Worker(self))
+            self._parked.append(Worker(self))
         worker = self._parked[-1]
         worker.scope = scope
         loop, task = self.loop, worker.task
@@ -260,14 +307,14 @@ class WorkerRunner:
         result, worker.result = worker.result, None
         return result
 
-    def park(self, worker: _Worker) -> bool:
+    def park(self, worker: Worker) -> bool:
         """Takes a worker back. False if there are enough."""
         if self._closed or len(self._parked) >= _PARKED:
             return False
         self._parked.append(worker)
         return True
 
-    def forget(self, worker: _Worker) -> None:
+    def forget(self, worker: Worker) -> None:
         """A worker's task has ended, by whatever way."""
         if worker in self._parked:
             self._parked.remove(worker)
@@ -279,7 +326,7 @@ class WorkerRunner:
             worker.task.cancel()
         self._parked.clear()
 
-    def _retire(self, worker: _Worker) -> None:
+    def _retire(self, worker: Worker) -> None:
         self._parked.remove(worker)
         worker.task.cancel()
 

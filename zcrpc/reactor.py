@@ -16,13 +16,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from zcrpc._native import check, ffi, lib
+from zcrpc.busy_poll import BusyPoll
 from zcrpc.codec import Codec
+from zcrpc.context import SCOPE
 from zcrpc.deadlines import Deadlines
+from zcrpc.eager import Runner, Suspended, Worker, WorkerRunner
 from zcrpc.forking import MESSAGE, remember
 from zcrpc.streams import Counters, Sender
 from zcrpc.wire import (
@@ -43,6 +47,9 @@ from zcrpc.wire import (
     PONG,
     REQUEST,
     RESPONSE,
+    SHAPE_CALL,
+    SHAPE_RESULT,
+    SHORT_EVENT,
     STREAMS,
 )
 
@@ -60,7 +67,9 @@ _LONG: Final = 256 << 10
 _U32: Final = (1 << 32) - 1
 _WITH_PAYLOAD: Final = (REQUEST, RESPONSE, DATA)
 _EVENT_SIZE: Final = EVENT.size
-_unpack_events: Final = EVENT.iter_unpack
+_unpack_events: Final = SHORT_EVENT.iter_unpack
+_unpack_event: Final = EVENT.unpack_from
+_LEASE: Final = 11
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -75,6 +84,7 @@ class ReactorOptions:
     payload_limit: int
     outbound_limit: int
     stall_ms: int
+    busy_poll: float = 0.0  # see BusyPoll
 
     def __post_init__(self) -> None:
         """ValueError for what the core would refuse, in the words of the options of `Server` and `connect`."""
@@ -88,6 +98,8 @@ class ReactorOptions:
         ):
             if not least <= value <= most:
                 raise ValueError(f"{name}={value}: must be between {least} and {most}")
+        if not 0 <= self.busy_poll <= 1:
+            raise ValueError(f"busy_poll={self.busy_poll}: must be between 0 and 1 second")
 
 
 class Reactor:
@@ -96,16 +108,19 @@ class Reactor:
     __slots__ = (
         "__weakref__",
         "_batches",
+        "_busy",
         "_handle",
         "_next_token",
         "_poll",
         "_submit",
         "_sweeper",
+        "begun",
         "codec",
         "connections",
         "deadlines",
         "loop",
         "pieces",
+        "runner",
         "streams",
         "submits",
         "timed_out",
@@ -114,8 +129,10 @@ class Reactor:
         "wake",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, regions: Any, options: ReactorOptions) -> None:
-        """regions: struct zc_map *."""
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, regions: Any, options: ReactorOptions, runner: Runner | None = None
+    ) -> None:
+        """regions: struct zc_map *. runner: of the handlers of calls that come in."""
         native = ffi.new("struct zc_reactor_options *")
         native.threaded = options.threaded
         native.receive = options.receive
@@ -136,7 +153,9 @@ class Reactor:
         self.loop = loop
         self.codec = Codec()
         self.deadlines = Deadlines(loop)
+        self.runner = runner if isinstance(runner, WorkerRunner) else None
         self.connections: dict[int, Connection] = {}
+        self.begun: Connection  # with the call whose handler was begun last
         self.pieces: list[bytes | bytearray | memoryview] = []  # records for zc_reactor_submit; append, then wake()
         self.unsent: list[Sender] = []  # streams with items that are sent at the next flush; append, then wake()
         self.streams = Counters()
@@ -146,6 +165,7 @@ class Reactor:
         loop.add_reader(lib.zc_reactor_fd(self._handle), self._turn)
         remember(self)
         self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
+        self._busy = BusyPoll(loop, options.busy_poll, self._turn) if options.busy_poll else None
 
     def _batch(self, index: int) -> tuple[memoryview, Any] | None:
         batch = lib.zc_reactor_batch(self._handle, index)
@@ -249,6 +269,8 @@ class Reactor:
         code = self._poll(self._handle, 0)
         if code > 0:
             self._dispatch(code >> 32, code & 0xFFFFFFFF)
+            if self._busy is not None and self._handle is not None:
+                self._busy.came()
         elif code < 0:
             _log.critical("the reactor failed with errno %d; its connections are lost", -code)
             self.close()
@@ -257,102 +279,22 @@ class Reactor:
         batch = self._batches[index]
         assert batch is not None
         events, data = batch
-        connections, leased = self.connections, self._leased
+        iterator = _unpack_events(events[: count * _EVENT_SIZE])
+
+        def work(worker: Worker | None) -> Generator[Any, Any, None]:
+            return self._work_through(iterator, events, data, worker)
+
         # Until the batch is done nobody needs to be woken to submit: that is done below.
         scheduled, self.submits = self.submits, True
-        iterator = _unpack_events(events[: count * _EVENT_SIZE])
         try:
-            for (
-                number,
-                payload,
-                payload_length,
-                lease,
-                aux,
-                stream,
-                header,
-                header_length,
-                deadline_ms,
-                method,
-                kind,
-                flags,
-            ) in iterator:
-                connection = connections.get(number)
-                if connection is None:
-                    if lease:
-                        lib.zc_lease_release(ffi.cast("struct zc_lease *", lease))
-                    continue
-                try:
-                    if flags & COMPRESSED and kind in _WITH_PAYLOAD:
-                        connection.compressed(
-                            kind,
-                            flags,
-                            stream,
-                            method,
-                            deadline_ms,
-                            data[header : header + header_length],
-                            leased_view(lease, payload, payload_length)
-                            if lease
-                            else data[payload : payload + payload_length],
-                        )
-                    elif kind == REQUEST:
-                        if flags & STREAMS:
-                            connection.stream_request(
-                                stream,
-                                method,
-                                flags,
-                                deadline_ms,
-                                data[header : header + header_length],
-                                leased(lease, payload, payload_length)
-                                if lease
-                                else data[payload : payload + payload_length],
-                            )
-                            continue
-                        connection.request(
-                            stream,
-                            method,
-                            deadline_ms,
-                            data[header : header + header_length],
-                            leased(lease, payload, payload_length)
-                            if lease
-                            else data[payload : payload + payload_length],
-                        )
-                    elif kind == RESPONSE:
-                        connection.response(
-                            stream,
-                            data[header : header + header_length],
-                            leased(lease, payload, payload_length)
-                            if lease
-                            else data[payload : payload + payload_length],
-                        )
-                    elif kind == DATA:
-                        connection.data(
-                            stream,
-                            data[header : header + header_length],
-                            leased(lease, payload, payload_length)
-                            if lease
-                            else data[payload : payload + payload_length],
-                        )
-                    elif kind == EVENT_SENT:
-                        connection.sent(aux)
-                    elif kind == EVENT_CLOSED:
-                        del connections[number]
-                        connection.closed(method, aux)
-                    elif kind == CREDIT:
-                        connection.credit(stream, deadline_ms)
-                    elif kind == EVENT_REFUSED:
-                        connection.refused(aux & 0xFF, flags, stream, aux >> 8, payload_length)
-                    else:
-                        frame_header = data[header : header + header_length]
-                        self._dispatch_other(connection, kind, flags, stream, method, frame_header)
-                except Exception:
-                    _log.exception(
-                        "%s: an event of kind %d could not be dealt with; the connection is closed", connection, kind
-                    )
-                    connection.abort()
+            if self.runner is not None:
+                self.runner.work_through(work, self._suspended)
+            else:
+                next(work(None), None)
         except BaseException:
             for event in iterator:  # KeyboardInterrupt, SystemExit: the loop ends, but no lease may be lost
-                if event[3]:
-                    lib.zc_lease_release(ffi.cast("struct zc_lease *", event[3]))
+                if not event[-1]:
+                    _release(_unpack_event(events, event[4] * _EVENT_SIZE)[_LEASE])
             raise
         finally:
             self.submits = scheduled
@@ -361,13 +303,124 @@ class Reactor:
                     self._flush_senders()
                 self.submit()
 
+    @types.coroutine
+    def _work_through(
+        self, iterator: Iterator[tuple[int, ...]], events: memoryview, data: Any, worker: Worker | None
+    ) -> Generator[Any, Any, None]:
+        """Deals with one event after the other. Handlers are awaited here, within the worker if there is one: see
+        `WorkerRunner.work_through`."""
+        connections = self.connections
+        enter, leave = SCOPE.set, SCOPE.reset
+        template = self.runner.template if self.runner is not None else None
+        for number, stream, header, body, end, deadline_ms, method, shape in iterator:
+            if not shape:
+                self._dispatch_other(events, end, data)
+                continue
+            try:
+                connection = connections[number]
+            except KeyError:
+                continue
+            try:
+                if shape >= SHAPE_RESULT:
+                    sole = shape - SHAPE_RESULT
+                    connection.response(stream, b"" if sole else data[header:body], data[body:end], sole)
+                    continue
+                sole = shape - SHAPE_CALL
+                handler = connection.begin(
+                    stream, method, deadline_ms, b"" if sole else data[header:body], data[body:end], sole
+                )
+                if handler is None:
+                    continue
+                if worker is None:
+                    connection.start_handler(handler, stream, deadline_ms)
+                    continue
+                self.begun = connection
+                served = connection.begun
+                token = enter(served)
+                try:
+                    result = yield from handler
+                except (Exception, asyncio.CancelledError) as error:
+                    leave(token)  # the context equals the template again, if the handler left it alone
+                    if worker.job is not None:  # handed over meanwhile: the worker goes on
+                        worker.error = error
+                        return
+                    connection.fail_with(stream, error, served)
+                else:
+                    leave(token)
+                    if worker.job is not None:
+                        worker.result = result
+                        return
+                    connection.reply(stream, served, result)
+                    del result  # it may be a payload
+                if worker.context != template or worker.task.cancelling():
+                    return
+            except Exception:
+                self._give_up(connection, REQUEST if shape < SHAPE_RESULT else RESPONSE)
+
+    def _suspended(self, suspended: Suspended) -> None:
+        """The handler that was begun last waits for something."""
+        self.begun.suspend(suspended)
+
+    def _dispatch_other(self, events: memoryview, index: int, data: Any) -> None:
+        """An event that is no small frame of a plain call."""
+        (
+            number,
+            stream,
+            header,
+            body,
+            _,
+            deadline_ms,
+            method,
+            _,
+            kind,
+            place,
+            length,
+            lease,
+            flags,
+        ) = _unpack_event(events, index * _EVENT_SIZE)
+        connection = self.connections.get(number)
+        if connection is None:
+            _release(lease)
+            return
+        try:
+            if kind in _WITH_PAYLOAD:
+                head = data[header:body]
+                payload = self._leased(lease, place, length) if lease else data[place : place + length]
+                if flags & COMPRESSED:
+                    connection.compressed(kind, flags, stream, method, deadline_ms, head, payload)
+                elif kind == DATA:
+                    connection.data(stream, head, payload)
+                elif kind == RESPONSE:
+                    connection.response(stream, head, payload)
+                elif flags & STREAMS:
+                    connection.stream_request(stream, method, flags, deadline_ms, head, payload)
+                else:
+                    connection.request(stream, method, deadline_ms, head, payload)
+            elif kind == EVENT_SENT:
+                connection.sent(place)
+            elif kind == EVENT_CLOSED:
+                del self.connections[number]
+                connection.closed(method, place)
+            elif kind == CREDIT:
+                connection.credit(stream, deadline_ms)
+            elif kind == EVENT_REFUSED:
+                connection.refused(place & 0xFF, flags, stream, place >> 8, length)
+            else:
+                self._dispatch_rare(connection, kind, flags, stream, method, data[header:body])
+        except Exception:
+            self._give_up(connection, kind)
+
+    def _give_up(self, connection: Connection, kind: int) -> None:
+        _log.exception("%s: an event of kind %d could not be dealt with; the connection is closed", connection, kind)
+        connection.abort()
+
     def _leased(self, lease: int, address: int, length: int) -> memoryview:
         """A payload in a region. Its handler may take its time if it is long: what was answered before leaves first."""
         if length >= _LONG and self.pieces:
             self.submit()
         return leased_view(lease, address, length)
 
-    def _dispatch_other(
+    def _dispatch_rare(
         self, connection: Connection, kind: int, flags: int, stream: int, method: int, header: bytes
     ) -> None:
         if kind == ERROR:
@@ -407,6 +460,8 @@ class Reactor:
         if self._handle is not None:
             lib.zc_reactor_abandon(self._handle)
             self._handle = None
+        if self._busy is not None:
+            self._busy.close()
         self.pieces.clear()
         for connection in self.connections.values():
             connection.ended = MESSAGE
@@ -421,6 +476,8 @@ class Reactor:
         if not self.loop.is_closed():
             self.loop.remove_reader(lib.zc_reactor_fd(handle))
         self._sweeper.cancel()
+        if self._busy is not None:
+            self._busy.close()
         self.deadlines.close()
         self.pieces.clear()
         self.unsent.clear()
@@ -433,6 +490,11 @@ class Reactor:
                 connection.closed(lib.ZC_CLOSE_LOCAL, 0)
             except Exception:
                 _log.exception("%s: could not be told that it is closed", connection)
+
+
+def _release(lease: int) -> None:
+    if lease:
+        lib.zc_lease_release(ffi.cast("struct zc_lease *", lease))
 
 
 def leased_view(lease: int, address: int, length: int) -> memoryview:

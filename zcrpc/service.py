@@ -174,6 +174,7 @@ class Plan:
     exact: list[type]  # of positional arguments that need no conversion at all
     converts: bool  # arguments of other types do
     buffers: int  # how they are to be decoded: BYTES, VIEWS, REMEMBERED
+    sole: type[bytes] | type[memoryview] | None  # it is a coroutine, and takes one argument at least: this of a buffer
     idempotent: bool  # clients may make a call again that was lost
     blocking: bool  # to be run in a thread
     incoming: ItemsParameter | None  # a stream from the caller, which is no argument on the wire
@@ -390,11 +391,20 @@ def _plan(service: type[Service], attribute: str, wire_name: str) -> Plan:
         exact=[_Never] if needs_names else [_exact(parameter.converter) for parameter in positional],
         converts=any(parameter.converter is not None for parameter in everything),
         buffers=_mode(views, mixed),
+        sole=_sole(positional, needs_names) if inspect.iscoroutinefunction(function) and incoming is None else None,
         idempotent=_is_marked(service, attribute, _IDEMPOTENT),
         blocking=blocking,
         incoming=incoming,
         outgoing=outgoing,
     )
+
+
+def _sole(positional: list[Parameter], needs_names: bool) -> type[bytes] | type[memoryview] | None:
+    """What the first argument is, if it can be the only one, and any buffer will do for it."""
+    if needs_names or not positional or any(parameter.required for parameter in positional[1:]):
+        return None
+    exact = _exact(positional[0].converter)
+    return bytes if exact is bytes else memoryview if exact is memoryview else None
 
 
 def _mode(views: bool, mixed: bool) -> int:

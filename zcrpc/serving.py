@@ -7,12 +7,10 @@ encode, append. Only a handler that suspends is given a `Call`, which the tables
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import math
-import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,11 +18,12 @@ import msgspec
 
 from zcrpc import metadata
 from zcrpc.ageing import Age
-from zcrpc.codec import INLINE_BELOW, SINGLE, SINGLE_BUFFER, SINGLE_BYTES, HeaderError
+from zcrpc.calls import Call, StreamCall, produce, release
+from zcrpc.codec import INLINE_BELOW, HeaderError, single_call
 from zcrpc.connection import Connection
-from zcrpc.context import CONTEXT, METADATA, PLAN, SCOPE, STOPPED, Context, Served
-from zcrpc.credentials import Authenticate, Caller, Credentials, identify
-from zcrpc.eager import Suspended
+from zcrpc.context import CONTEXT, METADATA, PLAN, SCOPE, STREAM, UNTIL, Context, Served
+from zcrpc.credentials import Caller
+from zcrpc.eager import Handler, Suspended
 from zcrpc.errors import (
     FailedPrecondition,
     Internal,
@@ -38,17 +37,22 @@ from zcrpc.errors import (
 from zcrpc.interceptors import Intercepted
 from zcrpc.keepalive import Watch
 from zcrpc.metadata import NOTHING
+from zcrpc.opening import Opening
 from zcrpc.reactor import Reactor
 from zcrpc.service import Plan
-from zcrpc.streams import Receiver, Sender, UnsendableItem
+from zcrpc.streams import Receiver, UnsendableItem
 from zcrpc.tls import Tunnel
 from zcrpc.wire import (
     COMPRESSED,
     DATA,
     FRAME,
-    RECORD_FRAME,
     REQUEST,
     RESPONSE,
+    SHAPE_RESULT,
+    SOLE_BUFFER,
+    SOLE_BYTES,
+    SOLE_RESULT,
+    SOLE_SIZE,
     STREAM_IN,
     STREAM_OUT,
     STREAMS,
@@ -61,10 +65,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("zcrpc.server")
 
-# A response that is one buffer: record, frame and header.
-_pack_single: Final = struct.Struct(RECORD_FRAME.format + SINGLE.format[1:]).pack
-_SINGLE_HEADER_SIZE: Final = SINGLE.size
-_SINGLE_FRAME_SIZE: Final = FRAME.size + SINGLE.size
+_pack_sole: Final = SOLE_RESULT.pack
+_RESULT_BYTES: Final = SHAPE_RESULT + SOLE_BYTES
+_RESULT_BUFFER: Final = SHAPE_RESULT + SOLE_BUFFER
+_SOLE_FRAME_SIZE: Final = FRAME.size + SOLE_SIZE
 
 _FULL: Final = "{} calls are in flight, the server's limit"
 
@@ -83,105 +87,24 @@ _KINDS: Final = {
 _UNENDED: Final = 64
 
 
-class Call:
-    """A call whose handler has suspended."""
-
-    __slots__ = ("answered", "connection", "served", "stream", "suspended", "tick")
-
-    def __init__(self, connection: ServerConnection, stream: int, served: Served, suspended: Suspended) -> None:
-        self.connection = connection
-        self.stream = stream
-        self.served = served
-        self.suspended = suspended
-        self.tick = 0
-        self.answered = False
-
-    @property
-    def method(self) -> str:
-        name: str = self.served[PLAN].name
-        return name
-
-    def expire(self) -> None:
-        """Its deadline has passed: answered at once, whatever the handler makes of being cancelled."""
-        self.tick = 0
-        self.stop()
-        self.connection.expired(self.stream, f"{self.method}: the deadline passed before it was done")
-
-    def stop(self) -> None:
-        """Cancels the handler; nobody waits for its answer any more."""
-        self.answered = self.served[STOPPED] = True
-        self.connection.calls.pop(self.stream, None)
-        self.suspended.cancel()
-
-    def finish(self, result: Any, error: BaseException | None) -> None:
-        """The handler is done."""
-        connection = self.connection
-        connection.running -= 1
-        connection.be_careful()
-        if self.tick:
-            connection.reactor.deadlines.discard(self.tick, self)
-        if not self.answered:
-            connection.calls.pop(self.stream, None)
-            if error is None:
-                connection.reply(self.stream, self.served, result)
-            else:
-                connection.fail_with(self.stream, error, self.served)
-        connection.server.call_done()
-
-
-class StreamCall(Call):
-    """A call with streams whose handler has suspended."""
-
-    __slots__ = ("receiver", "sender")
-
-    receiver: Receiver | None
-    sender: Sender | None
-
-    def stop(self) -> None:
-        release(self.receiver, self.sender)
-        super().stop()
-
-    def finish(self, result: Any, error: BaseException | None) -> None:
-        super().finish(result, error)
-        release(self.receiver, self.sender)
-
-
-def release(receiver: Receiver | None, sender: Sender | None) -> None:
-    """A call is over: nobody consumes its items any more, and none are sent."""
-    if receiver is not None:
-        receiver.discard()
-    if sender is not None:
-        sender.close()
-
-
-async def produce(result: Any, sender: Sender) -> None:
-    """Sends what the handler of a stream returned."""
-    if isinstance(result, CoroutineType):
-        result = await result
-    if not isinstance(result, Iterable) and not hasattr(result, "__aiter__"):
-        raise Internal(f"{sender.name}() returned no stream but {type(result).__name__}")
-    await sender.drive(result)
-
-
 class ServerConnection(Connection):
     """The serving end of a connection."""
 
     __slots__ = (
         "admitted",
         "age",
-        "authenticating",
         "backlog",
         "caller",
         "calls",
         "careful",
         "handlers",
         "leave_status",
+        "opening",
         "parting",
         "retiring",
         "running",
         "server",
         "start",
-        "tick",
         "tunnel",
         "used",
     )
@@ -212,12 +135,11 @@ class ServerConnection(Connection):
         self.running = 0  # handlers that have suspended, those included that nobody waits for
         self.admitted = True
         self.caller = caller
-        self.authenticating: Suspended | None = None  # the server's hook, if it takes its time
         super().__init__(
             reactor, fd, mapping, hello, name, _log, packing=server.packing, introduce=server.authenticate is None
         )
         self.be_careful()
-        self.tick = reactor.deadlines.add(server.hello_timeout, self)
+        self.opening = Opening(self, server.hello_timeout)
         self.watched = Watch(self, server.watching)
         self.age = Age(self, server.ageing) if server.ageing.age is not None else None
         if tunnel is not None:
@@ -226,69 +148,12 @@ class ServerConnection(Connection):
 
     # ---- opening
 
-    def expire(self) -> None:
-        """No hello came in time, or its sender was not authenticated in time."""
-        self.tick = 0
-        what = "not authenticated" if self.greeted else "no hello"
-        self.log.warning("%s: %s within %g s", self, what, self.server.hello_timeout)
-        self.reactor.timed_out += 1
-        self.abort(what)
-
     def greeting(self) -> None:
         if not self.admitted:
-            self._opened()
+            self.opening.end()
             self.disconnect("too many connections")
-        elif self.server.authenticate is None:
-            self._opened()
         else:
-            self._authenticate(self.server.authenticate)
-
-    def _opened(self) -> None:
-        if self.tick:
-            self.reactor.deadlines.discard(self.tick, self)
-            self.tick = 0
-
-    def _authenticate(self, authenticate: Authenticate) -> None:
-        caller = self.caller
-        credentials = Credentials(
-            address=caller.address,
-            token=self.peer.token or None,
-            process=caller.process,
-            certificate=caller.certificate,
-        )
-        self.peer = dataclasses.replace(self.peer, token="")
-        try:
-            result = self.start(identify(authenticate, credentials))
-        except (Exception, asyncio.CancelledError) as error:
-            self._authenticated(None, error)
-            return
-        if isinstance(result, Suspended):
-            self.authenticating = result
-            result.then(self._authenticated)
-        else:
-            self._authenticated(result, None)
-
-    def _authenticated(self, identity: Any, error: BaseException | None) -> None:
-        """The server's hook has decided. Only now does the client see a hello with methods, and begins to call."""
-        self.authenticating = None
-        self._opened()
-        if self.ended is not None:
-            return
-        if error is None:
-            self.caller.identity = identity
-            if not self.introduced:  # it is if the server is going away
-                self.introduce(self.own)
-            self.be_careful()
-            return
-        self.server.unauthenticated += 1
-        if isinstance(error, ZcrpcError):
-            status, message = error.status, error.message
-            self.log.warning("%s: not authenticated: %s", self, message)
-        else:
-            status, message = Status.INTERNAL, "the server could not check the credentials"
-            self.log.error("%s: authenticate raised %s", self, type(error).__name__, exc_info=error)
-        self.send_goaway(status, message)
-        self.disconnect("not authenticated")
+            self.opening.greeted(self.server.authenticate)
 
     def be_careful(self) -> None:
         """Whether a call is to be refused or put off is looked at only when it can be."""
@@ -315,53 +180,85 @@ class ServerConnection(Connection):
 
     # ---- calls
 
-    def request(self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview) -> None:
+    def begin(
+        self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview, sole: int = 0
+    ) -> Handler | None:
         server = self.server
         server.requests += 1
         self.used = True
-        if (self.careful or server.full or not stream) and not self._may_begin(
-            stream, method, deadline_ms, header, payload
-        ):
-            return
+        if self.careful or server.full or not stream:
+            if sole:
+                header, sole = single_call(sole, len(payload)), 0
+            if not self._may_begin(stream, method, deadline_ms, header, payload):
+                return None
         try:
             plan, handler = self.handlers[method]
         except KeyError:
             self.fail_with(stream, self._no_handler(method))
-            return
-        codec = self.reactor.codec
+            return None
         until = time.monotonic() + deadline_ms / 1000 if deadline_ms else 0.0
-        served: Served = [self.caller, plan, until, NOTHING, None, False]
+        served: Served = [self.caller, plan, until, NOTHING, None, False, stream]
+        take = plan.sole
         try:
-            arguments, keywords, sent_along = codec.decode_call(header, payload, plan.buffers)
-            if sent_along is not None:
-                served[METADATA] = metadata.decode(sent_along, server.max_metadata, f"{plan.name}()")
-            if keywords is None:
-                arguments = plan.bind(arguments, codec)
+            if sole and take is not None:
+                result = handler(take(payload))
             else:
-                arguments, keywords = plan.bind_named(arguments, keywords, codec)
-        except Exception as error:
-            self._misfit(stream, served, handler, error, deadline_ms)
-            return
-        try:
-            if not plan.is_async:  # what is gets its scope from the runner
-                token = SCOPE.set(served)
+                if sole:
+                    header = single_call(sole, len(payload))
                 try:
-                    result = handler(*arguments, **keywords) if keywords else handler(*arguments)
-                finally:
-                    SCOPE.reset(token)
-            elif keywords is None:
-                result = handler(*arguments)
-            else:
-                result = handler(*arguments, **keywords)
-            if type(result) is CoroutineType:
-                result = self.start(result, served)
-                if isinstance(result, Suspended):
-                    self._suspend(stream, served, result, deadline_ms)
-                    return
+                    arguments, keywords = self._bind(served, header, payload)
+                except Exception as error:
+                    self._misfit(stream, served, handler, error, deadline_ms)
+                    return None
+                if not plan.is_async:  # what is gets its scope from who awaits it
+                    token = SCOPE.set(served)
+                    try:
+                        result = handler(*arguments, **keywords) if keywords else handler(*arguments)
+                    finally:
+                        SCOPE.reset(token)
+                elif keywords is None:
+                    result = handler(*arguments)
+                else:
+                    result = handler(*arguments, **keywords)
         except (Exception, asyncio.CancelledError) as error:
             self.fail_with(stream, error, served)
+            return None
+        if type(result) is CoroutineType:
+            self.begun = served
+            return result
+        self.reply(stream, served, result)
+        return None
+
+    def start_handler(self, handler: Handler, stream: int, deadline_ms: int) -> None:
+        served = self.begun
+        try:
+            result = self.start(handler, served)
+        except (Exception, asyncio.CancelledError) as error:
+            self.fail_with(stream, error, served)
+            return
+        if isinstance(result, Suspended):
+            self._suspend(stream, served, result, deadline_ms)
         else:
             self.reply(stream, served, result)
+
+    def suspend(self, suspended: Suspended) -> None:
+        served = self.begun
+        until: float = served[UNTIL]
+        deadline_ms = max(1, math.ceil((until - time.monotonic()) * 1000)) if until else 0
+        self._suspend(served[STREAM], served, suspended, deadline_ms)
+
+    def _bind(
+        self, served: Served, header: bytes, payload: bytes | memoryview
+    ) -> tuple[list[Any], dict[str, Any] | None]:
+        """Arguments and keywords of a call. Raises what is wrong with them."""
+        plan: Plan = served[PLAN]
+        codec = self.reactor.codec
+        arguments, keywords, sent_along = codec.decode_call(header, payload, plan.buffers)
+        if sent_along is not None:
+            served[METADATA] = metadata.decode(sent_along, self.server.max_metadata, f"{plan.name}()")
+        if keywords is None:
+            return plan.bind(arguments, codec), None
+        return plan.bind_named(arguments, keywords, codec)
 
     def _misfit(
         self, stream: int, served: Served, handler: Callable[..., Any], error: Exception, deadline_ms: int
@@ -530,7 +427,7 @@ class ServerConnection(Connection):
         payload: bytes | memoryview,
         receiver: Receiver | None,
     ) -> None:
-        streams, codec, sender = self.open_streams(), self.reactor.codec, None
+        streams, sender = self.open_streams(), None
         if flags & COMPRESSED:
             unpacked = self._unpack_for(stream, payload)
             if unpacked is None:
@@ -544,15 +441,10 @@ class ServerConnection(Connection):
             return
         plan, handler = found
         until = time.monotonic() + deadline_ms / 1000 if deadline_ms else 0.0
-        served: Served = [self.caller, plan, until, NOTHING, None, False]
+        served: Served = [self.caller, plan, until, NOTHING, None, False, stream]
         try:
-            arguments, named, sent_along = codec.decode_call(header, payload, plan.buffers)
-            if sent_along is not None:
-                served[METADATA] = metadata.decode(sent_along, self.server.max_metadata, f"{plan.name}()")
-            if named is None:
-                arguments, keywords = plan.bind(arguments, codec), dict[str, Any]()
-            else:
-                arguments, keywords = plan.bind_named(arguments, named, codec)
+            arguments, named = self._bind(served, header, payload)
+            keywords = named or {}
         except Exception as error:
             release(receiver, None)
             self._misfit(stream, served, handler, error, deadline_ms)
@@ -640,28 +532,22 @@ class ServerConnection(Connection):
 
     def reply(self, stream: int, served: Served, result: Any) -> None:
         """Ends a call with its result."""
-        # The commonest shapes, packed in one go; what follows would do the same.
+        # The commonest shapes; what follows would do the same.
         kind = type(result)
         context = served[CONTEXT]
-        if context is not None and context.answer:
-            length, head = 0, b""
-        elif kind is memoryview:
+        if kind is memoryview:
             length = result.nbytes
-            head = SINGLE_BUFFER if type(result.obj) is bytes and result.c_contiguous else b""
+            shape = _RESULT_BUFFER if type(result.obj) is bytes and result.c_contiguous else 0
         elif kind is bytes:
             length = len(result)
-            head = SINGLE_BYTES if length >= INLINE_BELOW else b""
+            shape = _RESULT_BYTES if length >= INLINE_BELOW else 0
         else:
-            length, head = 0, b""
-        if head and length < self._plain_below:
-            size = _SINGLE_FRAME_SIZE + length
+            length = shape = 0
+        if shape and length < self._plain_below and (context is None or not context.answer):
             reactor = self.reactor
-            reactor.pieces += (
-                _pack_single(
-                    self.number, size, 0, RESPONSE, 0, 0, stream, _SINGLE_HEADER_SIZE, 0, length, head, 0, length
-                ),
-                result,
-            )
+            pieces = reactor.pieces
+            pieces.append(_pack_sole(self.number, _SOLE_FRAME_SIZE + length, shape, stream))
+            pieces.append(result)
             if not reactor.submits:
                 reactor.wake()
             return
@@ -674,11 +560,11 @@ class ServerConnection(Connection):
                 header, buffers, length = self.reactor.codec.encode([result, carried])
             if len(header) > limits.header or length > limits.payload:
                 self.check_size(header, length, f"the result of {served[PLAN].name}()")
-            pieces: Sequence[bytes | memoryview] = buffers
+            payload: Sequence[bytes | memoryview] = buffers
             flags = 0
             if length >= self.pack_from:
-                pieces, length, flags = self.pack(buffers, length)
-            if self.send(RESPONSE, stream, 0, 0, header, pieces, length, flags):
+                payload, length, flags = self.pack(buffers, length)
+            if self.send(RESPONSE, stream, 0, 0, header, payload, length, flags):
                 self.careful = True
         except ResourceExhausted as error:
             self.fail(stream, error.status, error.message)
@@ -810,11 +696,9 @@ class ServerConnection(Connection):
 
     def closed(self, reason: int, number: int) -> None:
         super().closed(reason, number)
-        self._opened()
+        self.opening.close()
         if self.age is not None:
             self.age.stop()
-        if self.authenticating is not None:
-            self.authenticating.cancel()
         self.drop_backlog()
         for call in list(self.calls.values()):
             call.stop()

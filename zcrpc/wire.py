@@ -33,6 +33,14 @@ EVENT_CLOSED: Final = 32
 EVENT_SENT: Final = 33
 EVENT_REFUSED: Final = 34
 
+# enum zc_event_shape. With a sole buffer one or two more, for what it was: SHAPE_CALL + SOLE_BYTES, and so on.
+SHAPE_CALL: Final = 1
+SHAPE_RESULT: Final = 4
+SOLE_BYTES: Final = 1
+SOLE_BUFFER: Final = 2
+# Bytes of the header of a response that is a sole buffer.
+SOLE_SIZE: Final = 19
+
 # A flag of frames. ERROR: no handler has seen the call. GOAWAY: all calls that were begun are answered, so those
 # without an answer when the stream ends were not begun.
 FLAG_UNPROCESSED: Final = 0x08
@@ -59,9 +67,20 @@ RECORD: Final = struct.Struct("<QII")
 RECORD_FRAME: Final = struct.Struct("<QIIBBHIIIQ")
 """RECORD and FRAME in one go."""
 
-EVENT: Final = struct.Struct("<QQQQQIIIIHBB4x")
-"""struct zc_event: connection, payload, payload length, lease, aux, stream, header, header length, deadline in ms,
-method, kind, flags."""
+# Records of which the core makes the rest: see zc_reactor_submit. With a sole buffer there is room for its header.
+CALL: Final = struct.Struct("<QII2xHI16x")
+"""Connection, bytes that follow the first 16, shape, method, stream."""
+SOLE_CALL: Final = struct.Struct(f"{CALL.format}{SOLE_SIZE + 1}x")
+RESULT: Final = struct.Struct("<QII4xI16x")
+"""Connection, bytes that follow the first 16, shape, stream."""
+SOLE_RESULT: Final = struct.Struct(f"{RESULT.format}{SOLE_SIZE}x")
+
+EVENT: Final = struct.Struct("<QIIIIIHBBQQQ4xB3x")
+"""struct zc_event: connection, stream, header, body, end, deadline in ms, method, shape, kind, payload, payload length,
+lease, header length, flags."""
+
+SHORT_EVENT: Final = struct.Struct("<QIIIIIHB33x")
+"""The first half of it: all there is to know of an event whose shape is not 0."""
 
 SOFTWARE: Final = "zcrpc/0.1.0"
 

@@ -72,4 +72,27 @@ static inline void zc_frame_encode(const struct zc_frame *frame, unsigned char *
 
 _Static_assert(sizeof(struct zc_frame) == ZC_FRAME_SIZE, "the frame header has no holes");
 
+/* The commonest header of a RESPONSE, one buffer that is the whole payload: [ext], as msgpack. Offset 0 and length have 8 bytes each. That
+ * of a REQUEST is the same in one more array. */
+#define ZC_SOLE_SIZE 19
+#define ZC_SOLE_BYTES 1 /* what the buffer was: an extension type of docs/wire.md */
+#define ZC_SOLE_BUFFER 2
+
+/* Which sole buffer a header stands for; 0: it is another. */
+static inline unsigned zc_sole_decode(const unsigned char *at, uint32_t header_length, uint64_t payload_length) {
+    uint64_t place[2];
+    if (header_length != ZC_SOLE_SIZE || at[0] != 0x91 || at[1] != 0xd8 || (at[2] != ZC_SOLE_BYTES && at[2] != ZC_SOLE_BUFFER))
+        return 0;
+    memcpy(place, at + 3, sizeof place);
+    return place[0] == 0 && le64toh(place[1]) == payload_length ? at[2] : 0;
+}
+
+static inline void zc_sole_encode(unsigned char *at, unsigned char what, uint64_t payload_length) {
+    uint64_t place[2] = {0, htole64(payload_length)};
+    at[0] = 0x91;
+    at[1] = 0xd8;
+    at[2] = what;
+    memcpy(at + 3, place, sizeof place);
+}
+
 #endif

@@ -1,0 +1,130 @@
+"""Many calls in one batch, whose handlers are awaited one after the other inside one worker."""
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator
+
+import pytest
+from raw_peer import RESPONSE, RawPeer
+
+import zcrpc
+
+variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
+
+
+class Mixed(zcrpc.Service):
+    def __init__(self) -> None:
+        self.order: list[int] = []
+        self.go = asyncio.Event()
+
+    @zcrpc.method
+    async def quick(self, number: int) -> int:
+        self.order.append(number)
+        return number
+
+    @zcrpc.method
+    async def slow(self, number: int) -> list[int]:
+        task = asyncio.current_task()
+        variable.set(number)
+        await self.go.wait()
+        assert asyncio.current_task() is task
+        return [number, variable.get()]
+
+    @zcrpc.method
+    async def traces(self, number: int) -> int:
+        found = variable.get()
+        variable.set(number)
+        return found
+
+    @zcrpc.method
+    async def cancels_itself(self, number: int) -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        assert not task.cancelling()
+        task.cancel()
+        return number
+
+    @zcrpc.method
+    async def fails(self, number: int) -> None:
+        raise zcrpc.NotFound(str(number))
+
+    @zcrpc.method
+    async def deadline(self, payload: memoryview) -> float | None:
+        return zcrpc.context().deadline
+
+    @zcrpc.method
+    def plain(self, number: int) -> int:
+        return number
+
+    @zcrpc.method
+    async def size(self, payload: memoryview, unit: int = 1) -> int:
+        return len(payload) // unit
+
+    @zcrpc.method
+    async def text(self, payload: bytes) -> str:
+        assert type(payload) is bytes
+        return payload[:4].decode()
+
+
+@pytest.fixture
+def service() -> Mixed:
+    return Mixed()
+
+
+@pytest.fixture
+async def address(service: Mixed) -> AsyncIterator[str]:
+    server = zcrpc.Server(service)
+    async with server.listen("tcp://127.0.0.1:0") as address:
+        yield address
+
+
+async def test_those_behind_one_that_suspends_are_served_at_once(address: str, service: Mixed) -> None:
+    async with await RawPeer.greeted(address) as peer:
+        for stream in range(1, 31):
+            peer.call("Mixed.slow" if stream % 3 == 0 else "Mixed.quick", stream, stream=stream)
+        answered = [(await peer.frame()).stream for _ in range(20)]
+        assert answered == service.order == [stream for stream in range(1, 31) if stream % 3]
+        service.go.set()
+        for _ in range(10):
+            frame = await peer.frame()
+            assert frame.kind == RESPONSE
+            assert frame.header == [[frame.stream, frame.stream]]
+
+
+async def test_no_handler_sees_what_another_has_left(address: str) -> None:
+    async with await RawPeer.greeted(address) as peer:
+        names = ["traces", "cancels_itself", "quick", "plain"] * 8
+        for stream, name in enumerate(names, 1):
+            peer.call(f"Mixed.{name}", stream, stream=stream)
+        for stream, name in enumerate(names, 1):
+            frame = await peer.frame()
+            assert frame.stream == stream
+            if name != "cancels_itself":  # what becomes of that differs between Pythons
+                assert (frame.kind, frame.header) == (RESPONSE, [0 if name == "traces" else stream])
+
+
+async def test_errors_are_each_calls_own(address: str) -> None:
+    async with zcrpc.connect(address, Mixed) as client:
+        calls = [client.fails(n) if n % 2 else client.quick(n) for n in range(20)]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+    for number, outcome in enumerate(found):
+        if number % 2:
+            assert isinstance(outcome, zcrpc.NotFound)
+            assert outcome.message == str(number)
+        else:
+            assert outcome == number
+
+
+@pytest.mark.parametrize("length", [0, 3, 511, 512, 4096, 100_000])
+async def test_a_sole_buffer_is_what_the_method_takes_and_the_caller_wants(address: str, length: int) -> None:
+    async with zcrpc.connect(address) as client:
+        for buffer in (bytes(length), memoryview(bytes(length)), bytearray(length)):
+            assert await client.call("Mixed.size", buffer) == length
+            assert await client.call("Mixed.size", buffer, 2) == length // 2
+        assert await client.call("Mixed.text", b"text" * length) == "text"[: 4 * length]
+        assert await client.call("Mixed.text", memoryview(b"text" * length)) == "text"[: 4 * length]
+        left = await client.call("Mixed.deadline", memoryview(bytes(length)), timeout=60)
+        assert 0 < left <= 60
+        assert await client.call("Mixed.deadline", memoryview(bytes(length))) is None
+        with pytest.raises(zcrpc.InvalidArgument):
+            await client.call("Mixed.quick", memoryview(bytes(length)))
