@@ -5,14 +5,16 @@ BIN := $(VENV)/bin
 CORE := $(shell find native -not -path 'native/tests/*' -not -path 'native/models/*' -type f)
 C_FILES := $(shell find native benchmarks -name '*.[ch]')
 
-.PHONY: demo test lint native-tests sanitize torture models bench bench-short figures report docs kernel-ab clean
+.PHONY: demo test lint native-tests sanitize torture models bench bench-short figures report docs kernel-ab instructions instructions-record clean
 
 demo: $(VENV)/installed
 	$(BIN)/zcrpc lab seed --seconds 2 --rounds 3
 	$(BIN)/zcrpc lab upload
 
+# Files side by side, then what measures, alone.
 test: $(VENV)/installed native-tests
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest tests -m alone
 
 # Rebuilt when anything native changes; Python files are used where they stand.
 $(VENV)/installed: pyproject.toml $(CORE)
@@ -58,6 +60,12 @@ bench: $(VENV)/installed
 # Every benchmark runs, briefly: they assert what they transfer, so this is a test of the benchmarks, not of speed.
 bench-short: $(VENV)/installed
 	ZCRPC_BENCH_SHORT=1 $(BIN)/python -m pytest benchmarks --benchmark-min-rounds=1 --benchmark-max-time=0.05 --benchmark-warmup=off
+
+# Instructions of the native path per request, beside what was recorded. Needs valgrind.
+instructions instructions-record: $(VENV)/installed
+	cmake -S native -B build/native > /dev/null
+	cmake --build build/native -j 2 --target instructions
+	$(BIN)/python benchmarks/instructions.py $(if $(findstring record,$@),--record)
 
 figures: $(VENV)/installed
 	$(BIN)/python benchmarks/figures.py

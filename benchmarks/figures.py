@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from statistics import median
 from typing import Any
 
 import beside_uploads
+import connections
 import failover
 import importing
 import lock_figures
@@ -32,15 +32,11 @@ from rich.table import Table
 from rounds import alternate, medians
 from targets import Figure, Settings
 
-from zcrpc import wire
 from zcrpc.balancing import PICKERS
 from zcrpc.lab import seed, upload
-from zcrpc.lab.service import ServiceOptions, ServiceProcess
-from zcrpc.wire import Hello, Limits
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = [4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB]
-IDLE_CONNECTIONS = 1000
 
 
 def mapped(settings: Settings) -> Iterator[Figure]:
@@ -225,30 +221,6 @@ def memory(settings: Settings) -> Iterator[Figure]:
     yield Figure(
         "server memory beyond payloads in flight", "≤ 24 MiB", f"{beyond / MIB:.1f} MiB at its peak", beyond <= 24 * MIB
     )
-    with ServiceProcess(ServiceOptions()) as server, ExitStack() as stack:
-        stack.enter_context(_idle(server.ready.port))
-        before = server.snapshot()
-        for _ in range(IDLE_CONNECTIONS):
-            stack.enter_context(_idle(server.ready.port))
-        after = server.snapshot()
-    each = (after.resident_bytes - before.resident_bytes) / (after.connections - before.connections)
-    yield Figure(
-        f"{after.connections - before.connections:,} idle connections",
-        "≤ 8 KiB each",
-        f"{each / KIB:.2f} KiB each",
-        each <= 8 * KIB,
-    )
-
-
-def _idle(port: int) -> socket.socket:
-    """A connection that has said hello, read the server's, and does nothing."""
-    sock = socket.create_connection(("127.0.0.1", port), timeout=10)
-    hello = wire.encode_hello(Hello(limits=Limits(header=4096, payload=MIB, in_flight=1), chunk=MIB))
-    sock.sendall(wire.PREFACE + wire.encode_frame(wire.HELLO, hello))
-    with sock.makefile("rb") as stream:
-        stream.read(len(wire.PREFACE))
-        stream.read(wire.FRAME.unpack(stream.read(wire.FRAME.size))[4])
-    return sock
 
 
 def streaming(settings: Settings) -> Iterator[Figure]:
@@ -336,6 +308,8 @@ FIGURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "auto": auto,
     "controller": controller,
     "memory": memory,
+    "idle-connections": connections.idle,
+    "busy-connections": connections.busy,
     "streams": streaming,
     "beside-uploads": fairness,
     "failover": failing_over,

@@ -72,6 +72,7 @@ class TestDriver:
         holding = measure(Workload(strategy="speculative", threads=2, hot=True, iterations=1000, hold=True))
         assert (holding.reads, holding.read_locks) == (2000, 2000)
 
+    @pytest.mark.alone
     def test_it_stops_when_time_is_up(self) -> None:
         """Where others want the processor as well, windows are longer than was asked for, and the writer may miss
         one."""
@@ -86,6 +87,7 @@ class TestDriver:
                 break
         assert inside * 100_000 > 0.01e9
 
+    @pytest.mark.alone
     def test_a_reader_that_waits_is_late_on_a_schedule(self) -> None:
         storm = Workload(
             strategy="global",
@@ -121,6 +123,7 @@ def rows(matrix: Matrix) -> list[Row]:
     return list(bench.run(matrix))
 
 
+@pytest.mark.alone
 class TestMatrix:
     def test_points(self) -> None:
         def point(threads: int, layout: bench.Layout, regions: int, percent: float) -> Point:

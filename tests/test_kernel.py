@@ -33,6 +33,7 @@ def of(rounds: list[kernel.Round], strategy: str, writer: str) -> list[kernel.Ro
     return [each for each in rounds if (each.strategy, each.writer) == (strategy, writer)]
 
 
+@pytest.mark.alone
 class TestExperiment:
     def test_every_lock_runs_with_every_writer_in_every_round(self, rounds: list[kernel.Round]) -> None:
         assert [(each.round, each.strategy, each.writer) for each in rounds] == [

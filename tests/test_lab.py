@@ -6,6 +6,7 @@ import dataclasses
 import os
 import socket
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -30,6 +31,7 @@ def rounds(experiment: seed.Experiment) -> list[seed.Round]:
     return list(seed.run(experiment))
 
 
+@pytest.mark.alone
 class TestSeed:
     def test_every_strategy_runs_in_every_scenario_in_every_round(self, rounds: list[seed.Round]) -> None:
         ran = [(each.round, each.scenario, each.strategy) for each in rounds]
@@ -162,52 +164,60 @@ class TestReport:
         assert tables.short(value) == text
 
 
+@pytest.fixture(scope="module")
+def copying() -> Iterator[ServiceProcess]:
+    with ServiceProcess(ServiceOptions(receive="copy")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mapping() -> Iterator[ServiceProcess]:
+    with ServiceProcess(ServiceOptions(receive="zerocopy")) as server:
+        yield server
+
+
 class TestLoad:
-    def test_an_echo_is_verified(self) -> None:
-        with ServiceProcess(ServiceOptions(receive="copy")) as server:
-            load = _load(server, "Bench.echo", "echo", 5000, connections=3, in_flight=4, requests=500)
-            result = lab_load.generate(load)
+    def test_an_echo_is_verified(self, copying: ServiceProcess) -> None:
+        load = _load(copying, "Bench.echo", "echo", 5000, connections=3, in_flight=4, requests=500)
+        result = lab_load.generate(load)
         assert (result.requests, result.errors, result.mismatches) == (500, 0, 0)
         assert result.latency.samples == 500
 
     @pytest.mark.parametrize("payload", [MIB, MIB + 1, 5 * MIB - 17])
-    def test_large_echoes_come_back_in_chunks(self, payload: int) -> None:
-        with ServiceProcess(ServiceOptions(receive="copy")) as server:
-            result = lab_load.generate(_load(server, "Bench.echo", "echo", payload, connections=2, requests=20))
+    def test_large_echoes_come_back_in_chunks(self, copying: ServiceProcess, payload: int) -> None:
+        result = lab_load.generate(_load(copying, "Bench.echo", "echo", payload, connections=2, requests=20))
         assert (result.requests, result.errors, result.mismatches) == (20, 0, 0)
 
     @pytest.mark.parametrize("receive", ["copy", "zerocopy"])
     @pytest.mark.parametrize("payload", [1, 4096, 100_000, 3 * MIB + 5])
     @pytest.mark.parametrize("in_flight", [1, 3])
-    def test_uploads_are_verified(self, receive: str, payload: int, in_flight: int) -> None:
-        with ServiceProcess(ServiceOptions(receive=receive)) as server:  # type: ignore[arg-type]
-            map_from = lab_load.hello_of(server.ready.port).map_from
-            padded = 0 < map_from <= payload
-            load = _load(server, "Bench.put", "sum", payload, padded=padded, requests=20, in_flight=in_flight)
-            result = lab_load.generate(load)
-            counted = server.snapshot()
+    def test_uploads_are_verified(
+        self, copying: ServiceProcess, mapping: ServiceProcess, receive: str, payload: int, in_flight: int
+    ) -> None:
+        server = mapping if receive == "zerocopy" else copying
+        padded = 0 < lab_load.hello_of(server.ready.port).map_from <= payload
+        before = server.snapshot().payload_bytes_mapped
+        load = _load(server, "Bench.put", "sum", payload, padded=padded, requests=20, in_flight=in_flight)
+        result = lab_load.generate(load)
+        counted = server.snapshot()
+        mapped = counted.payload_bytes_mapped - before
         assert (result.requests, result.errors, result.mismatches) == (20, 0, 0)
-        if padded:
-            assert counted.payload_bytes_mapped >= 0.99 * 20 * payload
-        else:
-            assert counted.payload_bytes_mapped == 0
+        assert mapped >= 0.99 * 20 * payload if padded else mapped == 0
         assert counted.leases == 0
 
-    def test_wrong_replies_are_noticed(self) -> None:
-        with ServiceProcess(ServiceOptions(receive="copy")) as server:  # its echo is no page sum
-            result = lab_load.generate(_load(server, "Bench.echo", "sum", 5000, requests=10))
+    def test_wrong_replies_are_noticed(self, copying: ServiceProcess) -> None:
+        # an echo is no page sum
+        result = lab_load.generate(_load(copying, "Bench.echo", "sum", 5000, requests=10))
         assert (result.requests, result.mismatches) == (10, 10)
 
-    def test_refusals_are_errors(self) -> None:
-        with ServiceProcess(ServiceOptions(receive="copy")) as server:
-            load = dataclasses.replace(_load(server, "Bench.put", "none", 10, requests=10), method=999)
-            result = lab_load.generate(load)
+    def test_refusals_are_errors(self, copying: ServiceProcess) -> None:
+        load = dataclasses.replace(_load(copying, "Bench.put", "none", 10, requests=10), method=999)
+        result = lab_load.generate(load)
         assert (result.requests, result.errors) == (10, 10)
 
-    def test_the_cpu_of_the_server_is_read(self) -> None:
-        with ServiceProcess(ServiceOptions(receive="copy")) as server:
-            load = dataclasses.replace(_load(server, "Bench.echo", "echo", 64, requests=2000), server_pid=server.pid)
-            result = lab_load.run(load)
+    def test_the_cpu_of_the_server_is_read(self, copying: ServiceProcess) -> None:
+        load = dataclasses.replace(_load(copying, "Bench.echo", "echo", 64, requests=2000), server_pid=copying.pid)
+        result = lab_load.run(load)
         assert 0.001 < result.server_cpu_seconds < 10
         assert result.server_cpu_us_per_request == pytest.approx(result.server_cpu_seconds / 2000 * 1e6)
 
@@ -230,9 +240,8 @@ class TestLoad:
         header, _, length = Codec().encode([[payload]])
         assert (header, length) == (lab_load.reference(5000), 5000)
 
-    def test_hello(self) -> None:
-        with ServiceProcess(ServiceOptions(receive="copy")) as server:
-            assert lab_load.hello_of(server.ready.port).methods == server.ready.methods
+    def test_hello(self, copying: ServiceProcess) -> None:
+        assert lab_load.hello_of(copying.ready.port).methods == copying.ready.methods
 
 
 class TestUpload:
@@ -262,10 +271,11 @@ def test_a_child_that_fails_says_why() -> None:
         child.receive(LoadResult)
 
 
-def test_all_builtin_strategies_can_be_run() -> None:
+def test_all_builtin_strategies_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seed, "WARM_UP_SECONDS", 0.05)
     for name in locks.names():
         found = seed.run_round(
-            seed.Experiment(locks=(name,), connections=4, seconds=0.2, rounds=1), name, "readers-only"
+            seed.Experiment(locks=(name,), connections=4, seconds=0.05, rounds=1), name, "readers-only"
         )
         assert found.requests > 0
         assert found.wrong_replies == 0

@@ -62,15 +62,21 @@ def text(html: str) -> str:
     return " ".join(re.sub("<[^>]*>", " ", html).split())
 
 
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A page with results of every kind."""
+    directory = tmp_path_factory.mktemp("everything")
+    return page.render(reading.read([write(directory, kind, rows) for kind, rows in ROWS.items()]))
+
+
 class TestPage:
-    def test_every_kind_answers_its_questions(self, tmp_path: Path) -> None:
-        html = page.render(reading.read([write(tmp_path, kind, rows) for kind, rows in ROWS.items()]))
-        assert re.findall('<section id="([^"]*)">', html) == [
+    def test_every_kind_answers_its_questions(self, everything: str) -> None:
+        assert re.findall('<section id="([^"]*)">', everything) == [
             *(anchor for kind in KINDS for anchor in ANSWERED[kind]),
             "figures",
             "files",
         ]
-        assert "would answer" not in html
+        assert "would answer" not in everything
 
     @pytest.mark.parametrize("kind", ROWS)
     def test_a_kind_alone_names_the_commands_of_the_others(self, kind: str, tmp_path: Path) -> None:
@@ -87,17 +93,16 @@ class TestPage:
             assert "<h2>Every figure with its spread</h2>" in html
             assert "nan" not in text(html).split()
 
-    def test_drawings_are_well_formed_and_need_nothing_else(self, tmp_path: Path) -> None:
-        html = page.render(reading.read([write(tmp_path, kind, rows) for kind, rows in ROWS.items()]))
-        drawings = re.findall('<svg[^>]*class="drawing".*?</svg>', html, re.DOTALL)
+    def test_drawings_are_well_formed_and_need_nothing_else(self, everything: str) -> None:
+        drawings = re.findall('<svg[^>]*class="drawing".*?</svg>', everything, re.DOTALL)
         assert len(drawings) > 15
         for drawing in drawings:
             root = ElementTree.fromstring(drawing)
             assert root.get("aria-label")
             assert root.get("viewBox", "").startswith("0 0 350 ")
-        assert not re.search(r'(src|href)="(?!#|data:)', html)
-        assert "<script" not in html
-        assert "@import" not in html
+        assert not re.search(r'(src|href)="(?!#|data:)', everything)
+        assert "<script" not in everything
+        assert "@import" not in everything
         assert not re.search(r"#(?!1a1a1a|fefefe)[0-9a-f]{6}\b", "".join(drawings)), (
             "a colour that the page does not name"
         )

@@ -87,7 +87,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [320, PHONE, 768, DESKTOP])
-def test_it_fits_and_is_quiet(tab: chromium.Page, html: Path, width: int, dark: bool, tmp_path: Path) -> None:
+def test_it_fits_and_is_quiet(tab: chromium.Page, html: Path, width: int, dark: bool) -> None:
     tab.open(html, width=width, phone=width < 500, dark=dark)
     assert tab.complaints() == []
     assert tab.requested() == [html.as_uri()]
@@ -95,6 +95,11 @@ def test_it_fits_and_is_quiet(tab: chromium.Page, html: Path, width: int, dark: 
     assert tab.ask("document.documentElement.clientWidth") <= width
     assert tab.ask(TOO_WIDE) == []
     assert tab.ask("document.querySelectorAll('.drawing').length") > 20
+    assert tab.ask("document.documentElement.scrollHeight") > 3000
+
+
+def test_it_can_be_painted(tab: chromium.Page, html: Path, tmp_path: Path) -> None:
+    tab.open(html, width=PHONE, phone=True)
     tab.screenshot(tmp_path / "page.png")
     drawn = (tmp_path / "page.png").read_bytes()
     assert drawn[:8] == b"\x89PNG\r\n\x1a\n"

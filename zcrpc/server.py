@@ -101,6 +101,7 @@ class _Listener(_Entrance):
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     raise
+                self.server.accept_pauses += 1
                 _log.error("%s: cannot accept, trying again in %g s: %s", self.address, _ACCEPT_PAUSE_SECONDS, error)
                 self.loop.remove_reader(self.sock.fileno())
                 self._pause = self.loop.call_later(_ACCEPT_PAUSE_SECONDS, self.resume)
@@ -314,7 +315,7 @@ class Server:
         self.closing = False
         self._forked = False
         self.requests = self.errors = self.expired = 0
-        self.refused = self.unauthenticated = self.handshakes_failed = self.retired = 0
+        self.refused = self.accept_pauses = self.unauthenticated = self.handshakes_failed = self.retired = 0
         self.exhausted = dict.fromkeys(("in_flight", "calls", "queued", "message", "metadata", "decompressed"), 0)
         self.calls = 0  # handlers that have suspended, in all connections
         self.full = False  # they are as many as there may be
@@ -567,6 +568,7 @@ class Server:
             refused=self.refused,
             retired=self.retired,
             handshakes_failed=self.handshakes_failed,
+            accept_pauses=self.accept_pauses,
             queued=self.queued,
             unauthenticated=self.unauthenticated,
             exhausted={**self.exhausted, "waiting": self.threads.refused},

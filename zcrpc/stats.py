@@ -42,6 +42,7 @@ class Stats(MapStats):
     queued: int = gauge("Calls that have come and are not begun.")
     refused: int = counter("Connections beyond the limit.")
     retired: int = counter("Connections that had reached their age.")
+    accept_pauses: int = counter("Times that new connections had to wait for a file descriptor, or for memory.")
     handshakes_failed: int = counter("Connections that did not get through TLS.")
     unauthenticated: int = counter("Connections whose credentials were not accepted.")
     exhausted: dict[str, int] = field(default_factory=dict)

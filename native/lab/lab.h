@@ -43,6 +43,8 @@ struct zc_load_result {
     uint64_t bytes_sent, bytes_received;   /* of payload; off the sockets */
     double elapsed_seconds;
     double cpu_seconds, server_cpu_seconds; /* the generator's own CPU, the server process's */
+    uint64_t fewest, most;                  /* requests of one connection */
+    double fairness;                        /* Jain's index of them: 1 if all have the same, 1/n if one has all */
     struct zc_latency latency;
 };
 

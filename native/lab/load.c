@@ -55,6 +55,7 @@ static void queue(struct load *load, struct load_connection *connection, uint32_
 
 void load_complete(struct load *load, struct load_connection *connection, uint32_t slot, bool failed, bool mismatch) {
     load->completed++;
+    connection->completed++;
     load->result.requests++;
     load->result.errors += failed;
     load->result.mismatches += mismatch;
@@ -226,7 +227,23 @@ static int warm_up(struct load *load) {
     int ran = run_until(load, zc_lab_seconds(CLOCK_MONOTONIC) + load->options->warm_up_seconds);
     load->result = (struct zc_load_result){.errors = load->result.errors, .mismatches = load->result.mismatches}; /* these count always */
     memset(&load->latency, 0, sizeof load->latency);
+    for (uint32_t i = 0; i < load->options->connections; i++)
+        load->connections[i].completed = 0;
     return ran;
+}
+
+/* Raj Jain, "A Quantitative Measure of Fairness and Discrimination", 1984. */
+static void compare_connections(const struct load *load, struct zc_load_result *result) {
+    double sum = 0, squares = 0;
+    result->fewest = UINT64_MAX;
+    for (uint32_t i = 0; i < load->options->connections; i++) {
+        uint64_t completed = load->connections[i].completed;
+        sum += (double)completed;
+        squares += (double)completed * (double)completed;
+        result->fewest = completed < result->fewest ? completed : result->fewest;
+        result->most = completed > result->most ? completed : result->most;
+    }
+    result->fairness = squares > 0 ? sum * sum / (squares * load->options->connections) : 1;
 }
 
 static int measure(struct load *load) {
@@ -244,6 +261,7 @@ static int measure(struct load *load) {
     if (load->options->server_pid != 0)
         result->server_cpu_seconds = zc_lab_seconds(server) - server_cpu;
     zc_lab_latency(&load->latency, cycles_per_second, &result->latency);
+    compare_connections(load, result);
     return ran;
 }
 

@@ -49,6 +49,7 @@ struct load_connection {
     uint32_t sending;  /* slot, or LOAD_NONE */
     size_t piece;
     uint64_t piece_done; /* bytes of the piece that the socket took */
+    uint64_t completed;  /* requests, in the window */
     size_t segment;      /* bytes of whole pages that fit one, when the piece was begun */
     uint32_t undrained;  /* MSG_ZEROCOPY sends whose completions lie on the error queue */
     struct load_reply reply;

@@ -56,7 +56,8 @@ class Load:
 class LoadResult:
     """What was measured after the warm-up.
 
-    `errors`: calls refused, or lost with their connection. `mismatches`: wrong replies.
+    `errors`: calls refused, or lost with their connection. `mismatches`: wrong replies. `fewest`, `most`: requests of
+    one connection. `fairness`: Jain's index of them, 1 if all connections have the same, 1/n if one of n has all.
     """
 
     requests: int
@@ -66,6 +67,9 @@ class LoadResult:
     elapsed_seconds: float
     cpu_seconds: float
     server_cpu_seconds: float
+    fewest: int
+    most: int
+    fairness: float
     latency: Latency
 
     @property
