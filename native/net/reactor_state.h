@@ -51,7 +51,7 @@ struct zc_reactor {
     struct zc_cradle *cradle; /* of the connections added last; the reactor counts as one of its users */
     uint64_t connections;
 
-    _Atomic bool bulky; /* the last poll had to do with large payloads; relaxed: a hint */
+    _Atomic bool bulky; /* the last round had to do with large payloads; relaxed: a hint */
 
     struct zc_handover handover;
 };

@@ -297,7 +297,7 @@ int64_t zc_reactor_work(struct zc_reactor *r, uint32_t index, int timeout_ms) {
         alone += intake->bulk;
         timeout_ms = 0;
     } while (intake->bulk && alone < ALONE_BULK && nothing_to_tell(r));
-    atomic_store_explicit(&r->bulky, alone || r->bulk_waits, memory_order_relaxed);
+    atomic_store_explicit(&r->bulky, intake->bulk || r->bulk_waits, memory_order_relaxed);
     sweep(r);
     report_ends(r);
     return intake->events;
