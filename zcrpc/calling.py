@@ -32,9 +32,9 @@ from zcrpc.errors import (
 )
 from zcrpc.keepalive import Watch, Watching
 from zcrpc.metadata import NOTHING, Metadata
-from zcrpc.reactor import Reactor
+from zcrpc.reactor import SUBMIT_FROM, Reactor
 from zcrpc.service import Items
-from zcrpc.streams import Receiver, is_stream, split
+from zcrpc.streams import Receiver
 from zcrpc.tls import Tunnel
 from zcrpc.wire import (
     CALL,
@@ -68,19 +68,16 @@ class MetadataReader(Protocol):
     response_metadata: Metadata
 
 
-class Pending:
-    """A call that waits for its answer."""
+class Pending(msgspec.Struct, eq=False):
+    """A call that waits for its answer. A Struct, since each call has one: it is made in a third of the time."""
 
-    __slots__ = ("buffers", "connection", "future", "reader", "stream", "tick", "token")
-
-    def __init__(self, connection: ClientConnection, stream: int, buffers: int, reader: MetadataReader | None) -> None:
-        self.connection = connection
-        self.stream = stream
-        self.buffers = buffers  # how those of the result are decoded
-        self.future: asyncio.Future[Any] = connection.reactor.loop.create_future()
-        self.reader = reader
-        self.tick = 0
-        self.token = 0
+    connection: ClientConnection
+    stream: int
+    buffers: int  # how those of the result are decoded
+    future: asyncio.Future[Any]
+    reader: MetadataReader | None
+    tick: int = 0
+    token: int = 0
 
     def expire(self) -> None:
         """The deadline has passed: nobody waits any longer, and the server is told."""
@@ -206,38 +203,6 @@ class ClientConnection(Connection):
 
     # ---- calls
 
-    async def call(
-        self,
-        name: str,
-        arguments: Sequence[Any],
-        keywords: dict[str, Any],
-        timeout: float | None,
-        result: Converter | None,
-        sent_along: Metadata | None = None,
-        reader: MetadataReader | None = None,
-    ) -> Any:
-        """One call, from encoding to the converted result. sent_along: its metadata. reader: is told what came with the
-        answer."""
-        until = None if timeout is None else self.reactor.loop.time() + timeout
-        if self.waiting or len(self.pending) + self._granted >= self.peer.limits.in_flight:
-            await self._turn_to_call(until)
-        try:
-            buffers = VIEWS if result is not None and result.views else BYTES
-            pending = self._begin(name, arguments, keywords, sent_along, reader, until, buffers)
-        except TypeError:
-            if not any(map(is_stream, (*arguments, *keywords.values()))):
-                raise
-            arguments, keywords, items = split(tuple(arguments), keywords)
-            return await self.call_with_items(name, arguments, keywords, items, until, result, sent_along, reader)
-        try:
-            value = await pending.future
-        except BaseException:
-            self._failed(pending)
-            raise
-        if result is None or type(value) is result.exact:
-            return value
-        return self._converted(name, value, result)
-
     async def call_with_items(
         self,
         name: str,
@@ -250,20 +215,20 @@ class ClientConnection(Connection):
         reader: MetadataReader | None = None,
     ) -> Any:
         """One call with a stream of items. When it is over, for whatever reason, so is their producer."""
-        if self.waiting or len(self.pending) + self._granted >= self.peer.limits.in_flight:
-            await self._turn_to_call(until)
+        if self.is_full():
+            await self.turn_to_call(until)
         buffers = VIEWS if result is not None and result.views else BYTES
-        pending = self._begin(name, arguments, keywords, sent_along, reader, until, buffers, STREAM_IN)
+        pending = self.begin_call(name, arguments, keywords, sent_along, reader, until, buffers, STREAM_IN)
         producer = self._produce(pending, name, items)
         try:
             value = await pending.future
         except BaseException:
-            self._failed(pending)
+            self.failed(pending)
             raise
         finally:
             producer.cancel()
             await asyncio.wait((producer,))
-        return value if result is None else self._converted(name, value, result)
+        return value if result is None else self.converted(name, value, result)
 
     async def open_stream(
         self,
@@ -277,10 +242,10 @@ class ClientConnection(Connection):
         reader: MetadataReader | None = None,
     ) -> Incoming:
         """Begins a call with a stream of results; `items`: those that are sent, or None."""
-        if self.waiting or len(self.pending) + self._granted >= self.peer.limits.in_flight:
-            await self._turn_to_call(until)
+        if self.is_full():
+            await self.turn_to_call(until)
         flags = STREAM_OUT if items is None else STREAM_OUT | STREAM_IN
-        pending = self._begin(name, arguments, keywords, sent_along, reader, until, BYTES, flags)
+        pending = self.begin_call(name, arguments, keywords, sent_along, reader, until, BYTES, flags)
         receiver = self.open_streams().receive(pending.stream)
         receiver.expect(expected)
         incoming = Incoming(self, pending, receiver)
@@ -289,7 +254,11 @@ class ClientConnection(Connection):
             incoming.producer = self._produce(pending, name, items)
         return incoming
 
-    def _begin(
+    def is_full(self) -> bool:
+        """Whether the next call is to wait for its turn: see `turn_to_call`."""
+        return bool(self.waiting) or len(self.pending) + self._granted >= self.peer.limits.in_flight
+
+    def begin_call(
         self,
         name: str,
         arguments: Sequence[Any],
@@ -300,57 +269,80 @@ class ClientConnection(Connection):
         buffers: int,
         flags: int = 0,
     ) -> Pending:
-        """Sends a request. buffers: how those of its result are to be decoded."""
+        """Sends a request, whose turn it is. TypeError for what cannot be sent, streams of items included. sent_along:
+        its metadata. reader: is told what came with the answer. buffers: how those of its result are to be decoded."""
         if self.ended is not None or self.draining is not None:
             raise self.refusal()
         method = self.methods.get(name)
         if method is None:
             raise Unimplemented(f"{self.name} has no method {name!r}")
-        header, pieces, length, sole = self._encode(name, arguments, keywords, sent_along)
+        reactor, calls = self.reactor, self.pending
+        if keywords or sent_along:
+            header, pieces, length = self._encode(name, arguments, keywords, sent_along)
+            sole = 0
+        else:
+            header, pieces, length, sole = reactor.codec.encode_arguments(arguments)
         limits = self.peer.limits
         if len(header) > limits.header or length > limits.payload:
             self.check_size(header, length, f"the arguments of {name}()")
         stream = self._next_stream + 1
-        while stream in self.pending or stream == _STREAMS:
+        while stream in calls or stream == _STREAMS:
             stream = stream + 1 if stream < _STREAMS else 1
         self._next_stream = stream
-        pending = Pending(self, stream, buffers, reader)
+        pending = Pending(self, stream, buffers, reactor.loop.create_future(), reader)
         self.requests += 1
         if reader is not None:
             reader.response_metadata = NOTHING
-        if until is None and not flags and length < self._plain_below and (sole or not length):
-            self.pending[stream] = pending
-            reactor = self.reactor
-            if sole:
-                size = _SOLE_FRAME_SIZE + length
-                reactor.pieces += (_pack_sole(self.number, size, SHAPE_CALL + sole, method, stream), pieces[0])
-            else:
-                size = _FRAME_SIZE + len(header)
-                reactor.pieces += (_pack_call(self.number, size, SHAPE_CALL, method, stream), header)
-            if not reactor.submits:
-                reactor.wake()
-            return pending
         deadline_ms = 0
         if until is not None:
-            left = until - self.reactor.loop.time()
+            left = until - reactor.loop.time()
             if left <= 0:
                 raise DeadlineExceeded("the deadline passed before the call was sent")
             deadline_ms = min(math.ceil(left * 1000), _MOST_MS)
-            pending.tick = self.reactor.deadlines.add(left, pending)
-        self.pending[stream] = pending
+            pending.tick = reactor.deadlines.add(left, pending)
+        calls[stream] = pending
+        if flags or length >= self._plain_below or (length and not sole):
+            self._send_request(pending, method, deadline_ms, header, pieces, length, sole, flags)
+            return pending
+        # The commonest shapes; `_send_request` would do the same.
+        if sole:
+            size = _SOLE_FRAME_SIZE + length
+            reactor.pieces += (
+                _pack_sole(self.number, size, SHAPE_CALL + sole, method, stream, deadline_ms),
+                pieces[0],
+            )
+        else:
+            size = _FRAME_SIZE + len(header)
+            reactor.pieces += (_pack_call(self.number, size, SHAPE_CALL, method, stream, deadline_ms), header)
+        if not reactor.submits:
+            reactor.wake()
+        elif len(reactor.pieces) >= SUBMIT_FROM:
+            reactor.submit()
+        return pending
+
+    def _send_request(
+        self,
+        pending: Pending,
+        method: int,
+        deadline_ms: int,
+        header: bytes,
+        pieces: Sequence[bytes | memoryview],
+        length: int,
+        sole: int,
+        flags: int,
+    ) -> None:
         try:
             if sole:
                 header = single_call(sole, length)
             if length >= self.pack_from:
                 pieces, length, compressed = self.pack(pieces, length)
                 flags |= compressed
-            pending.token = self.send(REQUEST, stream, method, deadline_ms, header, pieces, length, flags)
+            pending.token = self.send(REQUEST, pending.stream, method, deadline_ms, header, pieces, length, flags)
         except BaseException:
-            self._failed(pending)
+            self.failed(pending)
             raise
-        return pending
 
-    def _failed(self, pending: Pending) -> None:
+    def failed(self, pending: Pending) -> None:
         """Nobody waits for a call any longer: it failed, or the caller was cancelled."""
         self.errors += 1
         if self.pending.get(pending.stream) is pending:  # cancelled, or not even sent
@@ -358,7 +350,7 @@ class ClientConnection(Connection):
         if pending.future.done() and not pending.future.cancelled():
             pending.future.exception()  # seen, should it have failed in the moment of being cancelled
 
-    def _converted(self, name: str, value: Any, result: Converter) -> Any:
+    def converted(self, name: str, value: Any, result: Converter) -> Any:
         try:
             return result.convert(value)
         except (msgspec.ValidationError, RecursionError) as error:
@@ -384,21 +376,17 @@ class ClientConnection(Connection):
 
     def _encode(
         self, name: str, arguments: Sequence[Any], keywords: dict[str, Any], sent_along: Metadata | None
-    ) -> tuple[bytes, Sequence[bytes | memoryview], int, int]:
-        """Header, the payload's pieces and their length; or no header, but what a payload is that is the only
-        argument."""
-        codec = self.reactor.codec
-        if sent_along:
-            try:
-                raw = metadata.encode(sent_along, self.peer.limits.metadata, f"the call of {name}()")
-            except metadata.MetadataError as error:
-                raise InvalidArgument(str(error)) from None
-            return *codec.encode([arguments, keywords, raw]), 0
-        if keywords:
-            return *codec.encode([arguments, keywords]), 0
-        return codec.encode_arguments(arguments)
+    ) -> tuple[bytes, Sequence[bytes | memoryview], int]:
+        """Header, the payload's pieces and their length."""
+        if not sent_along:
+            return self.reactor.codec.encode([arguments, keywords])
+        try:
+            raw = metadata.encode(sent_along, self.peer.limits.metadata, f"the call of {name}()")
+        except metadata.MetadataError as error:
+            raise InvalidArgument(str(error)) from None
+        return self.reactor.codec.encode([arguments, keywords, raw])
 
-    async def _turn_to_call(self, until: float | None) -> None:
+    async def turn_to_call(self, until: float | None) -> None:
         """As many calls are in flight as the server takes: waits for one to end, first come, first served."""
         turn: asyncio.Future[None] = self.reactor.loop.create_future()
         self.waiting.append(turn)

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zcrpc.backoff import Backoff
 from zcrpc.balancing import PICKERS, Balance
+from zcrpc.codec import BYTES, VIEWS
 from zcrpc.errors import DeadlineExceeded, FailedPrecondition, Status, Unavailable, ZcrpcError
 from zcrpc.forking import MESSAGE, remember
 from zcrpc.retries import Budget, Retries
-from zcrpc.streams import is_stream
+from zcrpc.streams import is_stream, split
 
 if TYPE_CHECKING:
     from zcrpc.calling import ClientConnection, MetadataReader
@@ -344,27 +345,40 @@ class Channel:
         sent_along: Metadata | None = None,
         reader: MetadataReader | None = None,
     ) -> Any:
-        """One call, made again as often as `Retries` says. See `ClientConnection.call`."""
+        """One call, from encoding to the converted result, made again as often as `Retries` says. sent_along: its
+        metadata. reader: is told what came with the answer."""
         connection = self._only
         until = None if timeout is None else self.loop.time() + timeout
         if connection is None:
             connection = await self.connected(until, wait_for_ready)
-            timeout = self._left(until)
-        try:
-            return await connection.call(name, arguments, keywords, timeout, result, sent_along, reader)
-        except ZcrpcError as error:
-            # Items can be produced only once.
-            if self._retries is None or any(map(is_stream, (*arguments, *keywords.values()))):
-                raise
-            failure = error
-        again = Again(self, self._retries, until, idempotent)
+        again = None
+        buffers = VIEWS if result is not None and result.views else BYTES
         while True:
-            connection = await again.connection(failure, connection)
             try:
-                left = self._left(until)
-                return await connection.call(name, arguments, keywords, left, result, sent_along, reader)
+                if connection.is_full():
+                    await connection.turn_to_call(until)
+                pending = connection.begin_call(name, arguments, keywords, sent_along, reader, until, buffers)
+                try:
+                    value = await pending.future
+                except BaseException:
+                    connection.failed(pending)
+                    raise
+                if result is None or type(value) is result.exact:
+                    return value
+                return connection.converted(name, value, result)
+            except TypeError:
+                if not any(map(is_stream, (*arguments, *keywords.values()))):
+                    raise
+                break
             except ZcrpcError as error:
+                # Items can be produced only once.
+                if self._retries is None or any(map(is_stream, (*arguments, *keywords.values()))):
+                    raise
                 failure = error
+            again = again or Again(self, self._retries, until, idempotent)
+            connection = await again.connection(failure, connection)
+        arguments, keywords, items = split(arguments, keywords)
+        return await connection.call_with_items(name, arguments, keywords, items, until, result, sent_along, reader)
 
     async def call_with_items(
         self,
@@ -388,9 +402,6 @@ class Channel:
         if self._ready:
             return self._pick(None)
         return await self.wait(until, self.wait_for_ready if wait_for_ready is None else wait_for_ready)
-
-    def _left(self, until: float | None) -> float | None:
-        return None if until is None else until - self.loop.time()
 
     def again(self, until: float | None) -> Again | None:
         """For a call with streams: whether it is begun again when no handler has seen it."""

@@ -64,6 +64,10 @@ _SWEEP_SECONDS: Final = 1.0
 # To look at every page of so many bytes takes longer than to submit replies by themselves, some ten times.
 _LONG: Final = 256 << 10
 
+# Pieces, two for each small frame, that are submitted without waiting for the rest: so a peer that waits for them works
+# at the same time as we do, on the next ones.
+SUBMIT_FROM: Final = 64
+
 _U32: Final = (1 << 32) - 1
 _WITH_PAYLOAD: Final = (REQUEST, RESPONSE, DATA)
 _EVENT_SIZE: Final = EVENT.size
@@ -309,13 +313,15 @@ class Reactor:
     ) -> Generator[Any, Any, None]:
         """Deals with one event after the other. Handlers are awaited here, within the worker if there is one: see
         `WorkerRunner.work_through`."""
-        connections = self.connections
+        connections, pieces = self.connections, self.pieces
         enter, leave = SCOPE.set, SCOPE.reset
         template = self.runner.template if self.runner is not None else None
         for number, stream, header, body, end, deadline_ms, method, shape in iterator:
             if not shape:
                 self._dispatch_other(events, end, data)
                 continue
+            if len(pieces) >= SUBMIT_FROM:
+                self.submit()
             try:
                 connection = connections[number]
             except KeyError:

@@ -68,8 +68,8 @@ RECORD_FRAME: Final = struct.Struct("<QIIBBHIIIQ")
 """RECORD and FRAME in one go."""
 
 # Records of which the core makes the rest: see zc_reactor_submit. With a sole buffer there is room for its header.
-CALL: Final = struct.Struct("<QII2xHI16x")
-"""Connection, bytes that follow the first 16, shape, method, stream."""
+CALL: Final = struct.Struct("<QII2xHI4xI8x")
+"""Connection, bytes that follow the first 16, shape, method, stream, deadline in ms."""
 SOLE_CALL: Final = struct.Struct(f"{CALL.format}{SOLE_SIZE + 1}x")
 RESULT: Final = struct.Struct("<QII4xI16x")
 """Connection, bytes that follow the first 16, shape, stream."""
