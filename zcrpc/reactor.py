@@ -111,6 +111,7 @@ class Reactor:
 
     __slots__ = (
         "__weakref__",
+        "_answered",
         "_batches",
         "_busy",
         "_handle",
@@ -153,6 +154,7 @@ class Reactor:
         self._submit = lib.zc_reactor_submit
         self._batches = [self._batch(index) for index in range(lib.ZC_BATCHES)]
         self._next_token = 0
+        self._answered = False  # there were answers in this batch
         self.submits = False  # pieces will be submitted without anybody waking us
         self.loop = loop
         self.codec = Codec()
@@ -306,6 +308,9 @@ class Reactor:
                 if self.unsent:
                     self._flush_senders()
                 self.submit()
+                if self._answered:  # those who waited run next, and what they then send is submitted in the same turn
+                    self._answered = False
+                    self._schedule_submit()
 
     @types.coroutine
     def _work_through(
@@ -328,6 +333,7 @@ class Reactor:
                 continue
             try:
                 if shape >= SHAPE_RESULT:
+                    self._answered = True
                     sole = shape - SHAPE_RESULT
                     connection.response(stream, b"" if sole else data[header:body], data[body:end], sole)
                     continue
