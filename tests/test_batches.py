@@ -8,6 +8,8 @@ import pytest
 from raw_peer import RESPONSE, RawPeer
 
 import zcrpc
+from zcrpc import wire
+from zcrpc.reactor import SUBMIT_FROM, Reactor
 
 variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
 
@@ -57,6 +59,24 @@ class Mixed(zcrpc.Service):
         return number
 
     @zcrpc.method
+    def plain_traces(self, number: int) -> list[bool | int]:
+        found = variable.get()
+        variable.set(number)
+        return [asyncio.current_task() is None, found]
+
+    @zcrpc.method
+    async def takes_cancelling_back(self, number: int) -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        task.uncancel()
+        return number
+
+    @zcrpc.method
+    async def nothing(self) -> None:
+        """Takes and returns nothing."""
+
+    @zcrpc.method
     async def size(self, payload: memoryview, unit: int = 1) -> int:
         return len(payload) // unit
 
@@ -103,6 +123,26 @@ async def test_no_handler_sees_what_another_has_left(address: str) -> None:
                 assert (frame.kind, frame.header) == (RESPONSE, [0 if name == "traces" else stream])
 
 
+async def test_plain_handlers_are_in_no_task_and_see_no_variables_of_others(address: str) -> None:
+    async with zcrpc.connect(address) as client:
+        calls = [
+            client.call(f"Mixed.{name}", n) for n in range(1, 9) for name in ("plain_traces", "traces", "plain_traces")
+        ]
+        answers = await asyncio.gather(*calls)
+        assert answers == [[True, 0], 0, [True, 0]] * 8
+
+
+async def test_who_takes_cancelling_itself_back_harms_no_other(address: str, service: Mixed) -> None:
+    async with zcrpc.connect(address) as client:
+        calls = [asyncio.ensure_future(client.call("Mixed.takes_cancelling_back", n)) for n in range(4)]
+        slow = [asyncio.ensure_future(client.call("Mixed.slow", n)) for n in range(4)]
+        await asyncio.gather(*calls, return_exceptions=True)  # what becomes of those differs between Pythons
+        slow += [asyncio.ensure_future(client.call("Mixed.slow", n)) for n in range(4)]
+        await asyncio.sleep(0.01)
+        service.go.set()
+        assert await asyncio.gather(*slow) == [[n, n] for n in range(4)] * 2
+
+
 async def test_errors_are_each_calls_own(address: str) -> None:
     async with zcrpc.connect(address, Mixed) as client:
         calls = [client.fails(n) if n % 2 else client.quick(n) for n in range(20)]
@@ -128,3 +168,45 @@ async def test_a_sole_buffer_is_what_the_method_takes_and_the_caller_wants(addre
         assert await client.call("Mixed.deadline", memoryview(bytes(length))) is None
         with pytest.raises(zcrpc.InvalidArgument):
             await client.call("Mixed.quick", memoryview(bytes(length)))
+
+
+async def test_the_first_of_many_answers_leave_before_the_last_handler_begins(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[int] = []
+    submit = Reactor.submit
+
+    def noting(reactor: Reactor) -> None:
+        waiting.append(len(reactor.pieces))
+        submit(reactor)
+
+    async with zcrpc.connect(address) as client:
+        await client.call("Mixed.size", bytes(600))
+        monkeypatch.setattr(Reactor, "submit", noting)
+        await asyncio.gather(*(client.call("Mixed.size", bytes(600)) for _ in range(4 * SUBMIT_FROM)))
+    assert SUBMIT_FROM <= max(waiting) < SUBMIT_FROM + 4
+    assert sum(waiting) >= 2 * 2 * 4 * SUBMIT_FROM  # requests and answers
+
+
+async def test_what_the_core_writes_into_was_made_for_it(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One piece alone is submitted as it is, and records with a shape are completed in place."""
+    shapes: list[int] = []
+    submit = Reactor.submit
+
+    def checking(reactor: Reactor) -> None:
+        if reactor.pieces:
+            shape = wire.RECORD.unpack_from(reactor.pieces[0])[2]
+            shapes.append(shape)
+            assert not shape or len(reactor.pieces) > 1
+        submit(reactor)
+
+    monkeypatch.setattr(Reactor, "submit", checking)
+    payload = bytes(range(256)) * 4
+    async with zcrpc.connect(address) as client:
+        for arguments in ((payload,), (memoryview(payload),)):
+            assert await client.call("Mixed.size", *arguments) == 1024
+        assert await client.call("Mixed.plain", 5) == 5
+        assert await client.call("Mixed.nothing") is None
+        assert await client.call("Mixed.text", payload) == payload[:4].decode("latin-1")
+    assert payload == bytes(range(256)) * 4
+    assert {wire.SHAPE_CALL, wire.SHAPE_CALL + wire.SOLE_BYTES, wire.SHAPE_CALL + wire.SOLE_BUFFER} <= set(shapes)

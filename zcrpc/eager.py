@@ -154,7 +154,16 @@ class Worker:
 
     def untouched(self) -> bool:
         """Whether the last handler left nothing behind that the next one could see."""
-        return self.context == self.runner.template and not self.task.cancelling()
+        return self.context == self.runner.template and not self.doomed()()
+
+    def doomed(self) -> Callable[[], bool]:
+        """What tells, until the worker's task takes its next step, whether that will end in a CancelledError. Who was
+        asked to cancel and then took that back is no longer `cancelling`, but it ends all the same."""
+        return self._must_cancel if self.parked is None else self.parked.cancelled
+
+    def _must_cancel(self) -> bool:
+        task = self.task
+        return bool(task.cancelling() or task._must_cancel)  # type: ignore[attr-defined]
 
     def hand_over(self, job: _Job) -> None:
         self.job = job
@@ -296,7 +305,7 @@ class WorkerRunner:
             job = _Job(worker, yielded)
             worker.hand_over(job)
             return job
-        if worker.context != self.template or task.cancelling():
+        if not worker.untouched():
             self._retire(worker)
         if worker.error is not None:
             error, worker.error = worker.error, None
@@ -329,6 +338,22 @@ class WorkerRunner:
     def _retire(self, worker: Worker) -> None:
         self._parked.remove(worker)
         worker.task.cancel()
+
+
+def run_plain(
+    loop: asyncio.AbstractEventLoop, handler: Callable[..., Any], arguments: list[Any], keywords: dict[str, Any] | None
+) -> Any:
+    """Calls what is no coroutine: in no task, even where that is done among handlers that have one, and in a context of
+    its own, so that no other call sees which variables it sets."""
+    run, named = contextvars.copy_context().run, keywords or {}
+    task = asyncio.current_task(loop)
+    if task is None:
+        return run(handler, *arguments, **named)
+    _leave_task(loop, task)
+    try:
+        return run(handler, *arguments, **named)
+    finally:
+        _enter_task(loop, task)
 
 
 if sys.version_info >= (3, 12):

@@ -321,6 +321,7 @@ class Reactor:
         connections, pieces = self.connections, self.pieces
         enter, leave = SCOPE.set, SCOPE.reset
         template = self.runner.template if self.runner is not None else None
+        doomed = worker.doomed() if worker is not None else bool
         for number, stream, header, body, end, deadline_ms, method, shape in iterator:
             if not shape:
                 self._dispatch_other(events, end, data)
@@ -364,7 +365,7 @@ class Reactor:
                         return
                     connection.reply(stream, served, result)
                     del result  # it may be a payload
-                if worker.context != template or worker.task.cancelling():
+                if worker.context != template or doomed():
                     return
             except Exception:
                 self._give_up(connection, REQUEST if shape < SHAPE_RESULT else RESPONSE)

@@ -23,7 +23,7 @@ from zcrpc.codec import INLINE_BELOW, HeaderError, single_call
 from zcrpc.connection import Connection
 from zcrpc.context import CONTEXT, METADATA, PLAN, SCOPE, STREAM, UNTIL, Context, Served
 from zcrpc.credentials import Caller
-from zcrpc.eager import Handler, Suspended
+from zcrpc.eager import Handler, Suspended, run_plain
 from zcrpc.errors import (
     FailedPrecondition,
     Internal,
@@ -213,7 +213,7 @@ class ServerConnection(Connection):
                 if not plan.is_async:  # what is gets its scope from who awaits it
                     token = SCOPE.set(served)
                     try:
-                        result = handler(*arguments, **keywords) if keywords else handler(*arguments)
+                        result = run_plain(self.reactor.loop, handler, arguments, keywords)
                     finally:
                         SCOPE.reset(token)
                 elif keywords is None:
@@ -455,7 +455,7 @@ class ServerConnection(Connection):
                 plan.put_items(arguments, keywords, receiver)
             token = SCOPE.set(served)
             try:
-                result = handler(*arguments, **keywords)
+                result = run_plain(self.reactor.loop, handler, arguments, keywords)
             finally:
                 SCOPE.reset(token)
             if plan.outgoing is not None:
