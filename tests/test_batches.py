@@ -210,3 +210,4 @@ async def test_what_the_core_writes_into_was_made_for_it(address: str, monkeypat
         assert await client.call("Mixed.text", payload) == payload[:4].decode("latin-1")
     assert payload == bytes(range(256)) * 4
     assert {wire.SHAPE_CALL, wire.SHAPE_CALL + wire.SOLE_BYTES, wire.SHAPE_CALL + wire.SOLE_BUFFER} <= set(shapes)
+    assert wire.SHAPE_RESULT in shapes

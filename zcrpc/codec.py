@@ -176,23 +176,23 @@ class Codec:
             return b"", (), 0, 0
         return *self.encode([arguments]), 0
 
-    def encode_result(self, result: Any) -> tuple[bytes, Buffers, int]:
+    def encode_result(self, result: Any) -> tuple[bytes, Sequence[bytes | memoryview], int]:
         """The same for a response, with short cuts for its commonest shapes."""
         kind = type(result)
         if kind is memoryview:
             piece = snapshot(result)
             length = piece.nbytes if type(piece) is memoryview else len(piece)
-            return SINGLE.pack(SINGLE_BUFFER, 0, length), [piece], length
+            return SINGLE.pack(SINGLE_BUFFER, 0, length), (piece,), length
         if kind is bytes:
             length = len(result)
             if length >= INLINE_BELOW:
-                return SINGLE.pack(SINGLE_BYTES, 0, length), [result], length
+                return SINGLE.pack(SINGLE_BYTES, 0, length), (result,), length
         elif result is None:
-            return b"", [], 0
+            return b"", (), 0
         elif kind not in _PLAIN:
             return self.encode([result])
         try:
-            return self._encoder.encode((result,)), [], 0
+            return self._encoder.encode((result,)), (), 0
         except OverflowError as error:
             raise ValueError(str(error)) from None
 

@@ -48,6 +48,7 @@ from zcrpc.wire import (
     FRAME,
     REQUEST,
     RESPONSE,
+    RESULT,
     SHAPE_RESULT,
     SOLE_BUFFER,
     SOLE_BYTES,
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("zcrpc.server")
 
+_pack_result: Final = RESULT.pack
 _pack_sole: Final = SOLE_RESULT.pack
 _RESULT_BYTES: Final = SHAPE_RESULT + SOLE_BYTES
 _RESULT_BUFFER: Final = SHAPE_RESULT + SOLE_BUFFER
@@ -555,6 +557,15 @@ class ServerConnection(Connection):
             limits = self.peer.limits
             if context is None or not context.answer:
                 header, buffers, length = self.reactor.codec.encode_result(result)
+                if not length and len(header) <= limits.header:
+                    reactor = self.reactor
+                    reactor.pieces += (
+                        _pack_result(self.number, FRAME.size + len(header), SHAPE_RESULT, stream),
+                        header,
+                    )
+                    if not reactor.submits:
+                        reactor.wake()
+                    return
             else:
                 carried = _encode_answer(context, limits)
                 header, buffers, length = self.reactor.codec.encode([result, carried])
