@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from zcrpc import metadata
+from zcrpc.admission import Admission
 from zcrpc.ageing import Age
 from zcrpc.calls import Call, StreamCall, produce, release
 from zcrpc.codec import INLINE_BELOW, HeaderError, single_call
@@ -72,12 +73,7 @@ _RESULT_BYTES: Final = SHAPE_RESULT + SOLE_BYTES
 _RESULT_BUFFER: Final = SHAPE_RESULT + SOLE_BUFFER
 _SOLE_FRAME_SIZE: Final = FRAME.size + SOLE_SIZE
 
-_FULL: Final = "{} calls are in flight, the server's limit"
-
 Handlers = dict[int, tuple[Plan, Callable[..., Any]]]
-
-# Method, flags, when its deadline is (0: never), header and payload of a call that is put off; its stream of items.
-Postponed = tuple[int, int, float, bytes, bytes | memoryview, Receiver | None]
 
 _KINDS: Final = {
     0: "takes no stream and has one result: use call()",
@@ -93,9 +89,9 @@ class ServerConnection(Connection):
     """The serving end of a connection."""
 
     __slots__ = (
+        "admission",
         "admitted",
         "age",
-        "backlog",
         "caller",
         "calls",
         "careful",
@@ -133,7 +129,7 @@ class ServerConnection(Connection):
         self.handlers = server.handlers
         self.start = server.runner.start
         self.calls: dict[int, Call] = {}  # those that wait for an answer
-        self.backlog: dict[int, Postponed] = {}  # not begun yet
+        self.admission = Admission(self)
         self.running = 0  # handlers that have suspended, those included that nobody waits for
         self.admitted = True
         self.caller = caller
@@ -161,7 +157,7 @@ class ServerConnection(Connection):
         """Whether a call is to be refused or put off is looked at only when it can be."""
         self.careful = (
             self.running > 0
-            or bool(self.backlog)
+            or bool(self.admission)
             or self.pinned > self.server.max_unsent
             or self.server.closing
             or not self.admitted
@@ -191,7 +187,7 @@ class ServerConnection(Connection):
         if self.careful or server.full or not stream:
             if sole:
                 header, sole = single_call(sole, len(payload)), 0
-            if not self._may_begin(stream, method, deadline_ms, header, payload):
+            if not self.admission.allows(stream, method, deadline_ms, header, payload):
                 return None
         try:
             plan, handler = self.handlers[method]
@@ -285,88 +281,10 @@ class ServerConnection(Connection):
         else:
             self.reply(stream, served, result)
 
-    def _may_begin(
-        self,
-        stream: int,
-        method: int,
-        deadline_ms: int,
-        header: bytes,
-        payload: bytes | memoryview,
-        flags: int = 0,
-        receiver: Receiver | None = None,
-    ) -> bool:
-        """Refuses a call that is not to be served, and puts off one that is not to be served now."""
-        server, streams = self.server, self.streams
-        limit = server.max_in_flight
-        if (
-            not stream
-            or stream in self.calls
-            or stream in self.backlog
-            or (streams is not None and receiver is None and stream in streams.receivers)
-        ):
-            self.violated(f"a call on stream {stream}, which is in use" if stream else "a call on stream 0")
-        elif self.ended is not None:
-            pass  # the peer knows, from the last goaway, that this was not begun
-        elif not self.introduced:
-            self.violated("a call before it was answered with a hello")
-        elif server.closing or self.parting is not None or self.retiring is not None:
-            self.refuse_call(stream, Status.UNAVAILABLE, self.retiring or "the server is going away")
-        elif not self.admitted:
-            self.refuse_call(stream, Status.RESOURCE_EXHAUSTED, "the server has too many connections")
-        elif len(self.calls) + len(self.backlog) >= limit or self.running >= 2 * limit:
-            self._exhausted(stream, "in_flight", f"{limit} calls are in flight on this connection, its limit")
-        elif self.pinned > server.max_unsent or self.backlog:
-            if server.queued >= server.max_queued:
-                self._exhausted(stream, "queued", f"{server.max_queued} calls wait to be begun, the server's limit")
-                return False
-            until = self.reactor.loop.time() + deadline_ms / 1000 if deadline_ms else 0.0
-            self.backlog[stream] = method, flags, until, header, payload, receiver
-            server.queued += 1
-        elif server.full:
-            self._exhausted(stream, "calls", _FULL.format(server.max_calls))
-        else:
-            return True
-        return False
-
-    def _exhausted(self, stream: int, limit: str, message: str) -> None:
+    def exhaust(self, stream: int, limit: str, message: str) -> None:
         """Refuses a call because a limit is reached."""
         self.server.exhausted[limit] += 1
         self.refuse_call(stream, Status.RESOURCE_EXHAUSTED, message)
-
-    def _take_back(self, stream: int) -> Postponed | None:
-        """A call that was put off, if there is one; it is not any longer."""
-        found = self.backlog.pop(stream, None)
-        if found is not None:
-            self.server.queued -= 1
-        return found
-
-    def drop_backlog(self) -> None:
-        """Nobody waits any more for what was put off."""
-        self.server.queued -= len(self.backlog)
-        self.backlog.clear()
-
-    def _serve_backlog(self) -> None:
-        """Serves what was put off until the peer had taken its results."""
-        while self.backlog and self.pinned <= self.server.max_unsent:
-            stream = next(iter(self.backlog))
-            method, flags, until, header, payload, receiver = self.backlog.pop(stream)
-            self.server.queued -= 1
-            deadline_ms = 0
-            if until:
-                deadline_ms = math.ceil((until - self.reactor.loop.time()) * 1000)
-                if deadline_ms <= 0:
-                    self.expired(stream, "the deadline passed before the call was begun")
-                    release(receiver, None)
-                    continue
-            if self.server.full:
-                self._exhausted(stream, "calls", _FULL.format(self.server.max_calls))
-                release(receiver, None)
-                continue
-            if flags & STREAMS:
-                self._begin_streams(stream, method, flags, deadline_ms, header, payload, receiver)
-                continue
-            self._request_now(stream, method, flags, deadline_ms, header, payload)
-        self.be_careful()
 
     def compressed_request(
         self, stream: int, method: int, flags: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
@@ -377,11 +295,11 @@ class ServerConnection(Connection):
         self.server.requests += 1
         self.used = True
         # What is refused or put off is not decompressed.
-        if self._may_begin(stream, method, deadline_ms, header, payload, flags):
-            self._request_now(stream, method, flags, deadline_ms, header, payload)
+        if self.admission.allows(stream, method, deadline_ms, header, payload, flags):
+            self.request_now(stream, method, flags, deadline_ms, header, payload)
             self.be_careful()
 
-    def _request_now(
+    def request_now(
         self, stream: int, method: int, flags: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
     ) -> None:
         """Serves a call that may begin."""
@@ -399,7 +317,7 @@ class ServerConnection(Connection):
         try:
             return self.unpack(payload)
         except ResourceExhausted as error:
-            self._exhausted(stream, "decompressed", error.message)
+            self.exhaust(stream, "decompressed", error.message)
         except ZcrpcError as error:
             self.fail(stream, error.status, error.message)
         return None
@@ -414,12 +332,12 @@ class ServerConnection(Connection):
         receiver = None
         if flags & STREAM_IN and (receiver := self._receive(stream)) is None:
             return
-        if self._may_begin(stream, method, deadline_ms, header, payload, flags, receiver):
-            self._begin_streams(stream, method, flags, deadline_ms, header, payload, receiver)
-        elif stream not in self.backlog:
+        if self.admission.allows(stream, method, deadline_ms, header, payload, flags, receiver):
+            self.begin_streams(stream, method, flags, deadline_ms, header, payload, receiver)
+        elif stream not in self.admission:
             release(receiver, None)
 
-    def _begin_streams(
+    def begin_streams(
         self,
         stream: int,
         method: int,
@@ -429,6 +347,7 @@ class ServerConnection(Connection):
         payload: bytes | memoryview,
         receiver: Receiver | None,
     ) -> None:
+        """Serves a call with streams that may begin."""
         streams, sender = self.open_streams(), None
         if flags & COMPRESSED:
             unpacked = self._unpack_for(stream, payload)
@@ -512,7 +431,7 @@ class ServerConnection(Connection):
         call = self.calls.get(stream)
         if call is not None:
             call.stop()
-        elif self._take_back(stream) is None:
+        elif not self.admission.take_back(stream):
             return  # answered already
         self.fail(stream, error.status, error.message)
 
@@ -627,14 +546,14 @@ class ServerConnection(Connection):
         if call is not None:
             call.stop()
         else:
-            self._take_back(stream)
+            self.admission.take_back(stream)
         if self.streams is not None and (receiver := self.streams.forget_receiver(stream)) is not None:
             receiver.discard()
 
     def sent(self, token: int) -> None:
         super().sent(token)
-        if self.backlog:
-            self._serve_backlog()
+        if self.admission:
+            self.admission.go_on()
         elif not self.pinned:
             self.be_careful()
         if self.parting is not None and not self.pins:
@@ -650,7 +569,7 @@ class ServerConnection(Connection):
                 return
             if flags & STREAM_IN and (receiver := self._receive(stream)) is not None:
                 receiver.discard()
-            self._exhausted(stream, "message", message)
+            self.exhaust(stream, "message", message)
         elif kind == DATA:
             streams = self.open_streams()
             streams.refused(stream, header_length + length)
@@ -672,11 +591,11 @@ class ServerConnection(Connection):
 
     def is_done(self) -> bool:
         """Whether nobody waits for an answer any more."""
-        return not self.calls and not self.backlog
+        return not self.calls and not self.admission
 
     def cancel_calls(self, why: str) -> None:
         """Ends all calls; their handlers may still clean up."""
-        self.drop_backlog()
+        self.admission.drop()
         for call in list(self.calls.values()):
             call.stop()
             self.fail(call.stream, Status.UNAVAILABLE, f"{call.method}() was cancelled: {why}")
@@ -700,7 +619,7 @@ class ServerConnection(Connection):
 
     def take_calls(self) -> bool:
         used, self.used = self.used, False
-        return used or not self.introduced or bool(self.running or self.calls or self.backlog or self.pins)
+        return used or not self.introduced or bool(self.running or self.calls or self.admission or self.pins)
 
     def unused(self, seconds: float) -> None:
         self.part(f"no call for {seconds:g} s", Status.OK)
@@ -710,7 +629,7 @@ class ServerConnection(Connection):
         self.opening.close()
         if self.age is not None:
             self.age.stop()
-        self.drop_backlog()
+        self.admission.drop()
         for call in list(self.calls.values()):
             call.stop()
         self.server.connection_closed(self)
