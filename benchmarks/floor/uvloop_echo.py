@@ -26,7 +26,7 @@ LARGE = 1 << 20  # bytes; mixed: uploads
 
 
 class Echo(asyncio.Protocol):
-    """Echoes whole messages; those that arrive in one piece are never put together."""
+    """Echoes whole messages, those that arrived together in one write; what arrives in one piece is not copied."""
 
     def __init__(self) -> None:
         self.rest = bytearray()
@@ -43,8 +43,9 @@ class Echo(asyncio.Protocol):
             length = PREFIX + int.from_bytes(data[end : end + PREFIX], "little")
             if size - end < length:
                 break
-            self.write(data if length == size else data[end : end + length])
             end += length
+        if end:
+            self.write(data if end == size else data[:end])
         if end != size:
             self.rest = bytearray(data[end:])
         elif self.rest:
