@@ -138,7 +138,7 @@ def short(results: Results, rows: Sequence[Row]) -> str:
 
 
 def full(results: Results, rows: Sequence[Row]) -> str:
-    """Everything: a table for each workload, what is missing, versions."""
+    """Everything: a table for each workload, what is missing, how each was set up."""
     parts = [f"Measured {where(results)}"]
     for name in dict.fromkeys(row.workload for row in rows):
         workload = WORKLOADS[name]
@@ -149,7 +149,8 @@ def full(results: Results, rows: Sequence[Row]) -> str:
         parts.append(f"### {workload.title[0].upper()}{workload.title[1:]}\n\n" + "\n".join(lines))
     if said := remarks(rows, results.settings.get("skipped", {})):
         parts.append("Not in the tables:\n\n" + "\n".join(f"- {remark}" for remark in said))
-    return "\n\n".join(parts)
+    setups = [f"- **{stack}** ({STACKS[stack].kind}): {setup}" for stack, setup in results.settings["stacks"].items()]
+    return "\n\n".join([*parts, "## How each was set up", "\n".join(setups)])
 
 
 def where(results: Results) -> str:
