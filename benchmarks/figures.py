@@ -20,6 +20,7 @@ from statistics import median
 
 import beside_uploads
 import failover
+import importing
 import lock_figures
 import peer_figures
 import soak
@@ -205,6 +206,18 @@ def failing_over(settings: Settings) -> Iterator[Figure]:
     )
 
 
+def imported(settings: Settings) -> Iterator[Figure]:
+    """How long a process waits for zcrpc."""
+    found = importing.run(5 * settings.rounds)
+    told = ", ".join(f"{name} {found[name]:.0f} ms" for name in importing.WAYS)
+    yield Figure(
+        "import zcrpc, the interpreter's start included",
+        f"≤ {importing.LIMIT_MS} ms",
+        told,
+        found["import zcrpc"] <= importing.LIMIT_MS,
+    )
+
+
 def long_run(settings: Settings) -> Iterator[Figure]:
     """The soak."""
     found = soak.run(settings.soak_calls)
@@ -234,6 +247,7 @@ FIGURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "streams": streaming,
     "beside-uploads": fairness,
     "failover": failing_over,
+    "import": imported,
     "soak": long_run,
 }
 

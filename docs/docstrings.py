@@ -1,15 +1,16 @@
 """Makes lists of what docstrings say of parameters and fields, for the reference.
 
 zcrpc's docstrings are plain text: `name: meaning`, a line each or one after the other. Markdown would make one
-paragraph of them.
+paragraph of them. Counters and gauges say what they are where they are declared, see zcrpc/counting.py.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from typing import Any
 
-from griffe import Attribute, Class, Docstring, Extension, Function, Object
+from griffe import Attribute, Class, Docstring, ExprCall, Extension, Function, Object
 
 
 class Parameters(Extension):
@@ -17,6 +18,12 @@ class Parameters(Extension):
 
     def on_function_instance(self, *, func: Function, **_: Any) -> None:
         _rewrite(func, {parameter.name for parameter in func.parameters})
+
+    def on_attribute_instance(self, *, attr: Attribute, **_: Any) -> None:
+        declared = attr.value
+        if isinstance(declared, ExprCall) and str(declared.function) in ("counter", "gauge"):
+            attr.docstring = Docstring(ast.literal_eval(str(declared.arguments[0])), parent=attr)
+            attr.value = None
 
     def on_class_members(self, *, cls: Class, **_: Any) -> None:
         names = {name for name, member in cls.members.items() if isinstance(member, Attribute)}

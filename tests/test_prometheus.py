@@ -13,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import zcrpc
 from zcrpc import prometheus
+from zcrpc.counting import counted
+from zcrpc.regions import LockCounters
 from zcrpc.stats import Stats
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -87,6 +89,17 @@ async def test_every_number_of_the_statistics_is_there(serving: Serving) -> None
         assert not server.meter.measures
     elsewhere = {"mapped_percent", "lock", "payload_bytes_mapped", "payload_bytes_copied"}
     assert {*Stats.__dataclass_fields__} - elsewhere <= names
+    assert {f"lock_{name}" for name in LockCounters.__dataclass_fields__} <= names
+
+
+def test_every_number_says_what_it_is() -> None:
+    said = {each.name: each for each in counted(Stats)}
+    assert {*Stats.__dataclass_fields__} - {*said} == {"exhausted", "fallbacks", "mapped_percent", "lock"}
+    assert said["requests"].grows
+    assert not said["connections"].grows
+    for each in (*said.values(), *counted(LockCounters)):
+        assert each.text[0].isupper(), each
+        assert each.text.endswith("."), each
 
 
 async def test_a_registry_of_ones_own(serving: Serving) -> None:

@@ -18,7 +18,7 @@ from plugins import changed, run
 
 from zcrpc import locks
 from zcrpc.lab import torture
-from zcrpc.lab.commands import torture as command
+from zcrpc.lab.commands.torture import torture as command
 from zcrpc.lab.torture import Experiment, Tortured
 
 ZCRPC = [sys.executable, "-c", "from zcrpc.cli import main; main()"]

@@ -15,16 +15,11 @@ async with zcrpc.connect("tcp://127.0.0.1:7000", Store) as store:
 """
 
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from zcrpc import blocking, locks
-from zcrpc.backoff import Backoff
-from zcrpc.channel import State
-from zcrpc.client import Client, connect
-from zcrpc.compression import Compression
 from zcrpc.context import Context, Outgoing, context, detached, outgoing
 from zcrpc.conversion import Buffer, register
-from zcrpc.credentials import Credentials, Process
 from zcrpc.errors import (
     Aborted,
     AlreadyExists,
@@ -45,15 +40,23 @@ from zcrpc.errors import (
     Unknown,
     ZcrpcError,
 )
-from zcrpc.health import Health, Serving
-from zcrpc.interceptors import Call, IncomingCall, OutgoingCall
-from zcrpc.reflection import Reflection
-from zcrpc.regions import RegionMap
-from zcrpc.retries import Retries
-from zcrpc.server import Server
 from zcrpc.service import Service, method
-from zcrpc.stats import Stats
-from zcrpc.streaming import Stream
+
+if TYPE_CHECKING:
+    from zcrpc import blocking, locks
+    from zcrpc.backoff import Backoff
+    from zcrpc.channel import State
+    from zcrpc.client import Client, connect
+    from zcrpc.compression import Compression
+    from zcrpc.credentials import Credentials, Process
+    from zcrpc.health import Health, Serving
+    from zcrpc.interceptors import Call, IncomingCall, OutgoingCall
+    from zcrpc.reflection import Reflection
+    from zcrpc.regions import RegionMap
+    from zcrpc.retries import Retries
+    from zcrpc.server import Server
+    from zcrpc.stats import Stats
+    from zcrpc.streaming import Stream
 
 __version__ = "0.1.0"
 
@@ -107,6 +110,44 @@ __all__ = [
     "register",
     "run",
 ]
+
+# What describes a service and its errors is loaded at once, the rest when it is first asked for: asyncio, ssl and the
+# core take most of the time, and who imports a module of services, or shows a command's help, needs none of them.
+_HOMES: Final = {
+    "Backoff": "zcrpc.backoff",
+    "Call": "zcrpc.interceptors",
+    "Client": "zcrpc.client",
+    "Compression": "zcrpc.compression",
+    "Credentials": "zcrpc.credentials",
+    "Health": "zcrpc.health",
+    "IncomingCall": "zcrpc.interceptors",
+    "OutgoingCall": "zcrpc.interceptors",
+    "Process": "zcrpc.credentials",
+    "Reflection": "zcrpc.reflection",
+    "RegionMap": "zcrpc.regions",
+    "Retries": "zcrpc.retries",
+    "Server": "zcrpc.server",
+    "Serving": "zcrpc.health",
+    "State": "zcrpc.channel",
+    "Stats": "zcrpc.stats",
+    "Stream": "zcrpc.streaming",
+    "blocking": "zcrpc.blocking",
+    "connect": "zcrpc.client",
+    "locks": "zcrpc.locks",
+}
+
+if not TYPE_CHECKING:  # else every name would be there for mypy
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = import_module(_HOMES[name])
+        found = globals()[name] = getattr(home, name, home)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 _Result = TypeVar("_Result")
 

@@ -19,7 +19,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, Unpack, overload
 
 from zcrpc import client as asynchronous
 from zcrpc.channel import State
@@ -53,8 +53,12 @@ class _Background:
     def _main(self) -> None:
         import uvloop
 
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(self._run())
+        # Not asyncio.Runner: it starts a thread to end the executor's, and when a process ends Python 3.12 starts none.
+        loop = uvloop.new_event_loop()
+        try:
+            loop.run_until_complete(self._run())
+        finally:
+            loop.close()
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -62,6 +66,10 @@ class _Background:
         self._ready.set()
         await self._stop.wait()
         await asyncio.gather(*(client.close() for client in self.clients), return_exceptions=True)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     def check(self) -> None:
         """FailedPrecondition where nothing can be waited for."""
@@ -228,7 +236,7 @@ class Client:
         options: dict[str, Any] = {"timeout": timeout, "metadata": metadata, "wait_for_ready": wait_for_ready}
         return Items(self._background, self._client.stream(method, *arguments, returns=returns, **options, **keywords))
 
-    def use(self, service: type[Service]) -> Any:
+    def use(self, service: type[S]) -> Typed[S]:
         """An object with the methods of a service class, each a call that blocks, or an iterator where results are a
         stream."""
         return _proxy_class(service)(self)
@@ -261,12 +269,29 @@ class Client:
         self.close()
 
 
-class _Proxy:
-    """Base of the objects that stand for a service. Close, ping and stats are the client's, where the service has
-    none."""
+class Typed(Generic[S]):
+    """A service at a client: its methods, each a call that blocks, or an iterator where results are a stream; where it
+    has no method of that name, `close`, `ping`, `stats` and `client` are those of the client. What mypy knows of the
+    methods it has from the plugin `zcrpc.mypy`."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+
+class _Proxy(Typed[Any]):
+    """Base of those that are made for a service class."""
 
     @property
     def client(self) -> Client:
@@ -280,14 +305,6 @@ class _Proxy:
 
     def stats(self) -> Stats:
         return self._client.stats()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._client.close()
 
 
 _proxy_classes: dict[type[Service], type[_Proxy]] = {}
@@ -395,7 +412,7 @@ def _settle(future: asyncio.Future[tuple[Any, ...]], found: tuple[Any, ...] | Ba
 @overload
 def connect(address: str | Sequence[str], service: None = None, **options: Unpack[ConnectOptions]) -> Client: ...
 @overload
-def connect(address: str | Sequence[str], service: type[S], **options: Unpack[ConnectOptions]) -> Any: ...
+def connect(address: str | Sequence[str], service: type[S], **options: Unpack[ConnectOptions]) -> Typed[S]: ...
 def connect(
     address: str | Sequence[str], service: type[Service] | None = None, **options: Unpack[ConnectOptions]
 ) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
@@ -21,10 +22,11 @@ Receive: TypeAlias = Literal["auto", "zerocopy", "copy"]
 
 _log = logging.getLogger("zcrpc.calibration")
 
-SIZES: Final = (65536, 262144, 1 << 20, 4 << 20)  # bytes of payload
-_ROUNDS: Final = 8
+SIZES: Final = tuple(4096 << 2 * step for step in range(6))  # bytes of payload: 4 KiB … 4 MiB
+_ROUNDS: Final = 5
 # Mapping has to win by this much: what it costs others, such as the other core's TLB, is not in the measurement.
 _MARGIN: Final = 0.95
+_MAPPED: Final = 0.99  # share of payloads that have to be mapped for it to count
 
 
 MODES: Final[dict[str, int]] = {
@@ -35,12 +37,32 @@ MODES: Final[dict[str, int]] = {
 
 
 @dataclass(slots=True, frozen=True)
+class WayCost:
+    """Nanoseconds of CPU per byte of payload, at both ends."""
+
+    sender: float
+    receiver: float
+
+    @property
+    def total(self) -> float:
+        return self.sender + self.receiver
+
+
+@dataclass(slots=True, frozen=True)
 class Cost:
-    """Nanoseconds of CPU per byte, sender and receiver together."""
+    """What a payload of `length` bytes costs over loopback. `map` is None where mapping cannot be had, for the reason
+    of `map_errno`; `mapped` is the share of payloads that could be mapped."""
 
     length: int
-    copy: float
-    map: float
+    copy: WayCost
+    map: WayCost | None
+    mapped: float = 1.0
+    map_errno: int = 0
+
+    @property
+    def mapping_pays(self) -> bool:
+        """Whether mapping is clearly the cheaper one."""
+        return self.map is not None and self.mapped >= _MAPPED and self.map.total <= self.copy.total * _MARGIN
 
 
 _lock = threading.Lock()
@@ -56,8 +78,8 @@ forking.in_child(_renew_lock)
 
 
 def measure() -> list[Cost]:
-    """What copying and mapping cost here, by payload size. Takes some tens of milliseconds the first time; empty where
-    mapping cannot be had."""
+    """What copying and mapping cost here, by payload size: of the largest sizes, down to the first one at which mapping
+    does not pay. Takes ten milliseconds or some tens the first time; empty where mapping cannot be had."""
     global _costs
     with _lock:
         if _costs is None:
@@ -65,26 +87,46 @@ def measure() -> list[Cost]:
         return _costs
 
 
+def assume(costs: list[Cost]) -> None:
+    """Takes this for what `measure` found: for experiments."""
+    global _costs
+    with _lock:
+        _costs = costs
+
+
 def _measure() -> list[Cost]:
     if lib.zc_mapping_supported() < 0:
         return []
-    copy, mapped = ffi.new("double *"), ffi.new("double *")
-    costs = []
-    for length in SIZES:
-        code = lib.zc_calibrate(length, _ROUNDS, copy, mapped)
-        if code < 0:
-            _log.info("payloads will be copied: calibration failed with errno %d", -code)
+    costs: list[Cost] = []
+    for length in reversed(SIZES):
+        try:
+            cost = compare(length, _ROUNDS)
+        except OSError as error:
+            _log.info("payloads will be copied: calibration failed: %s", error)
             return []
-        costs.append(Cost(length, copy[0], mapped[0]))
+        costs.insert(0, cost)
+        if not cost.mapping_pays:
+            break
     _log.debug("costs: %s", costs)
     return costs
+
+
+def compare(length: int, rounds: int) -> Cost:
+    """Measures payloads of `length` bytes, whole pages up to 64 MiB, in as many rounds, up to 1,000. OSError if not
+    even copying can be measured."""
+    found = ffi.new("struct zc_calibration *")
+    code = lib.zc_calibrate(length, rounds, found)
+    if code < 0:
+        raise OSError(-code, os.strerror(-code))
+    copy, mapped = (WayCost(each.sender, each.receiver) for each in (found.copy, found.map))
+    return Cost(length, copy, None if found.map_failed else mapped, found.mapped, -found.map_failed)
 
 
 def cheaper_from(costs: list[Cost]) -> int:
     """The smallest measured size from which on mapping is cheaper for every larger one too; 0 if there is none."""
     found = 0
     for cost in reversed(costs):
-        if cost.map > cost.copy * _MARGIN:
+        if not cost.mapping_pays:
             break
         found = cost.length
     return found

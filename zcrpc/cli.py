@@ -6,28 +6,22 @@ import sys
 
 import click
 
-from zcrpc.commands.call import call
-from zcrpc.commands.describe import describe
-from zcrpc.commands.health import health
-from zcrpc.commands.ping import ping
-from zcrpc.commands.serve import serve
-from zcrpc.commands.top import top
+from zcrpc.commands.group import Group
 from zcrpc.lab.commands import lab
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Group,
+    package="zcrpc.commands",
+    modules=("call", "describe", "health", "ping", "serve", "top"),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="zcrpc")
 def cli() -> None:
     """An RPC library that maps payloads instead of copying them, and a laboratory for the locks behind it."""
 
 
-cli.add_command(serve)
-cli.add_command(call)
-cli.add_command(describe)
-cli.add_command(health)
 cli.add_command(lab)
-cli.add_command(ping)
-cli.add_command(top)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from zcrpc import metadata
 from zcrpc._native import lib
 from zcrpc.codec import COPY_BELOW, HeaderError
 from zcrpc.compression import FEATURE, CompressionError, Packed, Packing
+from zcrpc.deadlines import Expiring
 from zcrpc.errors import Internal, ResourceExhausted, Status, Unavailable, ZcrpcError, from_status
 from zcrpc.keepalive import Watch
 from zcrpc.reactor import Reactor
@@ -310,10 +311,10 @@ class Connection:
         self.log.warning("%s: %s", self, why)
         self.abort(why)
 
-    def watch(self, seconds: float, item: Watch) -> int:
+    def watch(self, seconds: float, item: Expiring) -> int:
         return self.reactor.deadlines.add(seconds, item)
 
-    def unwatch(self, tick: int, item: Watch) -> None:
+    def unwatch(self, tick: int, item: Expiring) -> None:
         self.reactor.deadlines.discard(tick, item)
 
     def tunnel_ended(self, error: OSError | None) -> None:

@@ -14,13 +14,15 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from zcrpc import _core
 from zcrpc._native import ffi, lib
 from zcrpc.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 ENVIRONMENT: Final = "ZCRPC_LOCKS"
 """The environment variable that names plugins, separated by ":"."""
@@ -67,6 +69,9 @@ class _Discovery:
             if self._done:
                 return
             self._done = True
+            # Takes as long to import as a fifth of zcrpc, and a strategy that is built in is found without.
+            from importlib.metadata import entry_points
+
             for path in filter(None, os.environ.get(ENVIRONMENT, "").split(os.pathsep)):
                 self._try(f"{ENVIRONMENT}={path}", partial(Path, path))
             for entry in entry_points(group=GROUP):

@@ -8,7 +8,6 @@ endpoint.close()
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -23,12 +22,13 @@ from prometheus_client.core import (
     GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
-    UnknownMetricFamily,
 )
 from prometheus_client.registry import Collector as Base
 from prometheus_client.registry import CollectorRegistry
 
+from zcrpc.counting import counted
 from zcrpc.metering import BOUNDS, Counters
+from zcrpc.regions import LockCounters
 from zcrpc.stats import Stats
 
 if TYPE_CHECKING:
@@ -37,49 +37,8 @@ if TYPE_CHECKING:
 # How long a scrape waits for the server's loop. One that is stuck is to be seen as such, not to stay unseen.
 _PATIENCE_SECONDS: Final = 5.0
 
-_GAUGES: Final = {
-    "connections": "Connections that are open.",
-    "calls": "Calls whose handlers wait for something.",
-    "queued": "Calls that have come and are not begun.",
-    "threads": "Blocking handlers that run.",
-    "waiting": "Calls of blocking handlers that wait for a thread.",
-    "streams": "Streams that are open, each direction of a call for itself.",
-    "paused": "Connections that are not read now.",
-    "outbound_bytes": "Bytes that wait to be sent.",
-    "regions": "Regions of the arena.",
-    "arena_bytes": "Bytes of regions.",
-    "idle_bytes": "Bytes of regions that are kept warm.",
-    "leases": "Payloads that are held.",
-    "leased_bytes": "Bytes of payloads that are held.",
-}
-_COUNTERS: Final = {
-    "requests": "Calls received.",
-    "errors": "Calls answered with a status other than OK.",
-    "refused": "Connections beyond the limit.",
-    "handshakes_failed": "Connections that did not get through TLS.",
-    "unauthenticated": "Connections whose credentials were not accepted.",
-    "violations": "Connections closed because their peer broke the protocol.",
-    "bytes_in": "Bytes received.",
-    "bytes_out": "Bytes sent.",
-    "frames_in": "Frames received.",
-    "frames_out": "Frames sent.",
-    "sends_zerocopy": "Payloads sent without a copy.",
-    "sends_zerocopy_copied": "Payloads that the kernel copied although they were to be sent without.",
-    "items_in": "Items of streams received.",
-    "items_out": "Items of streams sent.",
-    "credit_stalls": "Times that a stream had to wait for its peer to take items.",
-    "recycles": "Regions that were recycled.",
-    "budget_refusals": "Times that the memory budget was used up.",
-}
-_KNOWN: Final = {*_GAUGES, *_COUNTERS, "payload_bytes_mapped", "payload_bytes_copied", "mapped_percent"}
-_LOCK: Final = {
-    "read_locks": "Regions found and held.",
-    "fallbacks": "Regions held through the map lock because their own did not do.",
-    "retries": "Regions looked up again because they changed underneath.",
-    "misses": "Looked for a region where there is none.",
-    "write_locks": "Write locks of the region map.",
-    "waits": "Times that a lock had to be waited for.",
-}
+# Two counters that are one metric, by how the bytes came.
+_PAYLOADS: Final = {"payload_bytes_mapped": "mapped", "payload_bytes_copied": "copied"}
 
 
 class Collector(Base):
@@ -108,19 +67,15 @@ class Collector(Base):
     def collect(self) -> Iterator[Metric]:
         """Called by the registry, in whatever thread. TimeoutError if the server's loop does not answer."""
         stats, methods = self._look()
-        for name, text in _GAUGES.items():
-            yield GaugeMetricFamily(f"{self._prefix}_{name}", text, value=getattr(stats, name))
-        for name, text in _COUNTERS.items():
-            yield CounterMetricFamily(f"{self._prefix}_{name}", text, value=getattr(stats, name))
-        for field in dataclasses.fields(stats):
-            value = getattr(stats, field.name)
-            if field.name not in _KNOWN and isinstance(value, (int, float)):
-                yield UnknownMetricFamily(f"{self._prefix}_{field.name}", "See zcrpc.Stats.", value=value)
-        payload = {"mapped": stats.payload_bytes_mapped, "copied": stats.payload_bytes_copied}
-        yield self._labelled("payload_bytes", "Bytes of payloads received into regions.", "how", payload)
+        for name, grows, text in counted(Stats):
+            if name not in _PAYLOADS:
+                family = CounterMetricFamily if grows else GaugeMetricFamily
+                yield family(f"{self._prefix}_{name}", text, value=getattr(stats, name))
+        payloads = {how: getattr(stats, name) for name, how in _PAYLOADS.items()}
+        yield self._labelled("payload_bytes", "Bytes of payloads received into regions.", "how", payloads)
         yield self._labelled("fallbacks", "Payloads that were not mapped.", "reason", stats.fallbacks)
         yield self._labelled("exhausted", "Calls answered with RESOURCE_EXHAUSTED.", "limit", stats.exhausted)
-        for name, text in _LOCK.items():
+        for name, _, text in counted(LockCounters):
             counts = {self._server.regions.locks: getattr(stats.lock, name)}
             yield self._labelled(f"lock_{name}", text, "strategy", counts)
         yield from self._of_methods(methods)

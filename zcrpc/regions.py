@@ -23,6 +23,7 @@ from typing import Any, Final, Literal, Self
 
 from zcrpc import locks as strategies
 from zcrpc._native import check, ffi, lib
+from zcrpc.counting import counted, counter, gauge
 from zcrpc.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from zcrpc.forking import MESSAGE, remember
 
@@ -59,42 +60,32 @@ class Region:
         return self.start <= address < self.end
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LockCounters:
-    """What a map's lock strategy has counted, over all threads.
+    """What a map's lock strategy has counted, over all threads."""
 
-    `read_locks`: regions found and held. `fallbacks`: of these, through the map lock because the region's own did not
-    do. `retries`: looked up again because the region changed underneath. `misses`: no region there. `write_locks`: of
-    the map. `waits`: how often a reader or a writer had to wait for another thread.
-    """
-
-    read_locks: int
-    fallbacks: int
-    retries: int
-    misses: int
-    write_locks: int
-    waits: int
+    read_locks: int = counter("Regions found and held.")
+    fallbacks: int = counter("Regions held through the map lock because their own did not do.")
+    retries: int = counter("Regions looked up again because they changed underneath.")
+    misses: int = counter("Looked for a region where there is none.")
+    write_locks: int = counter("Write locks of the region map.")
+    waits: int = counter("Times that a reader or a writer had to wait for another thread.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MapStats:
-    """A region map now (`regions` to `leased_bytes`) and since it was made (the rest). Bytes are bytes.
+    """A region map now, and since it was made. Bytes are bytes."""
 
-    `regions`, `arena_bytes`: attached, idle ones included. `idle_bytes`: of these, kept warm for the next payload.
-    `leases`, `leased_bytes`: payloads that hold a range, and what they hold in whole pages. `recycles`: regions emptied
-    under their write lock. `budget_refusals`: reservations that had to wait for memory.
-    """
-
-    regions: int
-    arena_bytes: int
-    idle_bytes: int
-    leases: int
-    leased_bytes: int
-    recycles: int
-    attaches: int
-    detaches: int
-    budget_refusals: int
-    lock: LockCounters
+    regions: int = gauge("Regions that are attached, idle ones included.")
+    arena_bytes: int = gauge("Bytes of regions.")
+    idle_bytes: int = gauge("Bytes of regions that are kept warm for the next payloads.")
+    leases: int = gauge("Payloads that are held.")
+    leased_bytes: int = gauge("Bytes of payloads that are held, in whole pages.")
+    recycles: int = counter("Regions emptied under their write lock.")
+    attaches: int = counter("Regions attached.")
+    detaches: int = counter("Regions detached.")
+    budget_refusals: int = counter("Reservations that had to wait because the memory budget was used up.")
+    lock: LockCounters = LockCounters()
 
 
 class _Actor:
@@ -234,8 +225,8 @@ class RegionMap:
             return self._last
         native = ffi.new("struct zc_map_stats *")
         lib.zc_map_stats(self.handle, native)
-        lock = LockCounters(**{name: getattr(native.lock, name) for name in LockCounters.__slots__})
-        return MapStats(lock=lock, **{name: getattr(native, name) for name in MapStats.__slots__ if name != "lock"})
+        lock = LockCounters(**{name: getattr(native.lock, name) for name, _, _ in counted(LockCounters)})
+        return MapStats(lock=lock, **{name: getattr(native, name) for name, _, _ in counted(MapStats)})
 
     @property
     def closed(self) -> bool:

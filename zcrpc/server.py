@@ -18,6 +18,7 @@ from typing import Any, Final
 from zcrpc import calibration, signals, tls
 from zcrpc._native import lib
 from zcrpc.address import Address
+from zcrpc.ageing import Ageing
 from zcrpc.calibration import Receive
 from zcrpc.compression import FEATURE, Option, prepare
 from zcrpc.credentials import Authenticate, Caller, peer_process
@@ -183,6 +184,9 @@ class Server:
         None: it is not.
     idle_timeout: seconds without a call after which a connection is closed; its client makes a new one when it needs
         it. None: never.
+    max_connection_age: seconds, a tenth more or less, after which a connection takes no more calls; its client makes a
+        new one. None: any age. max_connection_age_grace: seconds that calls in flight have then, before they are
+        cancelled; None: all that they need.
     threads: handlers of `@method(blocking=True)` that run at once at most. max_waiting: calls that wait for a thread at
         most; more is RESOURCE_EXHAUSTED.
     interceptors: functions around every call, the outermost first; see zcrpc/interceptors.py.
@@ -222,6 +226,8 @@ class Server:
         keepalive: float | None = None,
         keepalive_timeout: float = 20.0,
         idle_timeout: float | None = None,
+        max_connection_age: float | None = None,
+        max_connection_age_grace: float | None = None,
         threads: int = _THREADS,
         max_waiting: int = 1024,
         interceptors: Sequence[Interceptor] = (),
@@ -271,6 +277,7 @@ class Server:
         self.hello_timeout = hello_timeout
         self.stall_timeout = stall_timeout
         self.watching = Watching(keepalive=keepalive, keepalive_timeout=keepalive_timeout, idle_timeout=idle_timeout)
+        self.ageing = Ageing(age=max_connection_age, grace=max_connection_age_grace)
         self._map_from = map_from
         self._receive: Receive = receive
         self._threads = receive_threads
@@ -306,7 +313,7 @@ class Server:
         self._last: Stats | None = None
         self.closing = False
         self._forked = False
-        self.requests = self.errors = self.refused = self.unauthenticated = self.handshakes_failed = 0
+        self.requests = self.errors = self.refused = self.unauthenticated = self.handshakes_failed = self.retired = 0
         self.exhausted = dict.fromkeys(("in_flight", "calls", "queued", "message", "metadata", "decompressed"), 0)
         self.calls = 0  # handlers that have suspended, in all connections
         self.full = False  # they are as many as there may be
@@ -556,6 +563,7 @@ class Server:
             errors=self.errors,
             calls=self.calls,
             refused=self.refused,
+            retired=self.retired,
             handshakes_failed=self.handshakes_failed,
             queued=self.queued,
             unauthenticated=self.unauthenticated,
@@ -601,14 +609,7 @@ class Server:
             await asyncio.gather(*self._handshakes, return_exceptions=True)
             await self._until(lambda: not self.calls)
             for connection in list(self._connections):
-                connection.drop_backlog()
-                for call in list(connection.calls.values()):
-                    call.stop()
-                    connection.fail(
-                        call.stream,
-                        Status.UNAVAILABLE,
-                        f"{call.method}() was cancelled: the server has gone away",
-                    )
+                connection.cancel_calls("the server has gone away")
             await self._until(lambda: not self.calls, _CLEANUP_SECONDS)
             for connection in list(self._connections):
                 connection.part("the server is going away")

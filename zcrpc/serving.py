@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from zcrpc import metadata
+from zcrpc.ageing import Age
 from zcrpc.codec import INLINE_BELOW, SINGLE, SINGLE_BUFFER, SINGLE_BYTES, HeaderError
 from zcrpc.connection import Connection
 from zcrpc.context import CONTEXT, METADATA, PLAN, SCOPE, STOPPED, Context, Served
@@ -169,6 +170,7 @@ class ServerConnection(Connection):
 
     __slots__ = (
         "admitted",
+        "age",
         "authenticating",
         "backlog",
         "caller",
@@ -177,6 +179,7 @@ class ServerConnection(Connection):
         "handlers",
         "leave_status",
         "parting",
+        "retiring",
         "running",
         "server",
         "start",
@@ -201,6 +204,7 @@ class ServerConnection(Connection):
         self.server = server
         self.tunnel = tunnel
         self.parting: str | None = None  # why it is closed when everything is sent
+        self.retiring: str | None = None  # why it takes no more calls
         self.leave_status = Status.UNAVAILABLE
         self.used = False  # there was a call since that was asked last
         self.handlers = server.handlers
@@ -217,6 +221,7 @@ class ServerConnection(Connection):
         self.be_careful()
         self.tick = reactor.deadlines.add(server.hello_timeout, self)
         self.watched = Watch(self, server.watching)
+        self.age = Age(self, server.ageing) if server.ageing.age is not None else None
         if tunnel is not None:
             tunnel.on_end = self.tunnel_ended
             tunnel.start()
@@ -295,6 +300,7 @@ class ServerConnection(Connection):
             or self.server.closing
             or not self.admitted
             or self.parting is not None
+            or self.retiring is not None
             or not self.introduced
             or (self.streams is not None and bool(self.streams.receivers))
         )
@@ -405,8 +411,8 @@ class ServerConnection(Connection):
             pass  # the peer knows, from the last goaway, that this was not begun
         elif not self.introduced:
             self.violated("a call before it was answered with a hello")
-        elif server.closing or self.parting is not None:
-            self.refuse_call(stream, Status.UNAVAILABLE, "the server is going away")
+        elif server.closing or self.parting is not None or self.retiring is not None:
+            self.refuse_call(stream, Status.UNAVAILABLE, self.retiring or "the server is going away")
         elif not self.admitted:
             self.refuse_call(stream, Status.RESOURCE_EXHAUSTED, "the server has too many connections")
         elif len(self.calls) + len(self.backlog) >= limit or self.running >= 2 * limit:
@@ -753,6 +759,25 @@ class ServerConnection(Connection):
 
     # ---- end
 
+    def retire(self, why: str) -> None:
+        """Asks for no more calls, and takes none. Those that it has go on."""
+        if self.retiring is None and self.parting is None and self.ended is None:
+            self.server.retired += 1
+            self.retiring = why
+            self.be_careful()
+            self.send_goaway(Status.UNAVAILABLE, why)
+
+    def is_done(self) -> bool:
+        """Whether nobody waits for an answer any more."""
+        return not self.calls and not self.backlog
+
+    def cancel_calls(self, why: str) -> None:
+        """Ends all calls; their handlers may still clean up."""
+        self.drop_backlog()
+        for call in list(self.calls.values()):
+            call.stop()
+            self.fail(call.stream, Status.UNAVAILABLE, f"{call.method}() was cancelled: {why}")
+
     def part(self, why: str, status: Status = Status.UNAVAILABLE) -> None:
         """Closes the connection in good order, when what is to be sent is out. No handler may run any more. The last
         word tells the peer that what was not answered then was not begun."""
@@ -780,6 +805,8 @@ class ServerConnection(Connection):
     def closed(self, reason: int, number: int) -> None:
         super().closed(reason, number)
         self._opened()
+        if self.age is not None:
+            self.age.stop()
         if self.authenticating is not None:
             self.authenticating.cancel()
         self.drop_backlog()

@@ -7,12 +7,14 @@ import dataclasses
 import os
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from zcrpc.errors import InvalidArgument
 from zcrpc.metering import BOUNDS, Meter
+from zcrpc.regions import LockCounters
 from zcrpc.service import Service, method
 
 if TYPE_CHECKING:
@@ -22,16 +24,11 @@ _SHORTEST: Final = 0.05
 _LONGEST: Final = 3600.0
 
 
-class LockStats(msgspec.Struct, frozen=True, kw_only=True):
-    """The counters of the region map's lock strategy; see `zcrpc.regions.LockCounters`."""
+@dataclass(slots=True, frozen=True, kw_only=True)
+class LockStats(LockCounters):
+    """The counters of the region map's lock strategy, and its name."""
 
     strategy: str
-    read_locks: int
-    fallbacks: int
-    retries: int
-    misses: int
-    write_locks: int
-    waits: int
 
 
 class MethodStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Final
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
 
-from zcrpc._native import lib
+from zcrpc._native import ffi, lib
 from zcrpc.compression import Packing
+from zcrpc.counting import counter, gauge
 from zcrpc.reactor import Reactor
-from zcrpc.regions import LockCounters, RegionMap
+from zcrpc.regions import MapStats, RegionMap
 
 # enum zc_fallback: why a payload that lies in a region was not mapped.
 _REASONS: Final[dict[str, int]] = {
@@ -24,138 +24,83 @@ _REASONS: Final[dict[str, int]] = {
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
-class Stats:
-    """Counters since the start, and gauges of this moment. Bytes are bytes.
+class Stats(MapStats):
+    """Counters since the start, and gauges of this moment; those of the region map besides. Bytes are bytes.
 
-    `requests`: calls received (of a client: made). `errors`: of these, answered with a status other than OK. `calls`:
-    in flight now. `queued`: received and not begun yet. `refused`: connections beyond the limit. `handshakes_failed`:
-    connections closed for want of TLS. `unauthenticated`: connections whose credentials were not accepted. `exhausted`:
-    calls answered with RESOURCE_EXHAUSTED, by the limit that was reached: in_flight, calls, queued, message, metadata,
-    waiting, decompressed. `threads`: blocking handlers that run now. `waiting`: calls that wait for a thread.
+    `exhausted`: calls answered with RESOURCE_EXHAUSTED, by the limit that was reached: in_flight, calls, queued,
+    message, metadata, waiting, decompressed. `mapped_percent`: of the bytes of payloads received into regions.
     `fallbacks`: payloads that lie in a region and were not mapped, by reason: policy ("copy", or "auto" decided so for
     the socket), unsupported, unpadded (the sender did not send whole pages), small, cheaper ("auto" decided so for the
-    size), unmappable. `paused`: connections that are not read now, for want of memory or because their peer does not
-    read. `streams`: open now, each direction of a call for itself. `credit_stalls`: times that one had to wait for its
-    peer to take items. `violations`: connections closed because their peer broke the protocol.
-    `compressed_bytes_in`, `compressed_bytes_out`: payloads that travelled compressed, and `decompressed_bytes_in`,
-    `uncompressed_bytes_out`: what they were without. `decompressed_bytes`: of those that came, still in use.
-    `decompressions_failed`: payloads that were malformed, too long or too much.
+    size), unmappable. `lock`: what the lock strategy has counted.
     """
 
-    connections: int
-    requests: int
-    errors: int
-    calls: int
-    queued: int
-    refused: int
-    handshakes_failed: int
-    unauthenticated: int
-    exhausted: dict[str, int]
-    threads: int
-    waiting: int
-    payload_bytes_mapped: int
-    payload_bytes_copied: int
-    mapped_percent: float
-    fallbacks: dict[str, int]
-    frames_in: int
-    frames_out: int
-    bytes_in: int
-    bytes_out: int
-    outbound_bytes: int
-    paused: int
-    sends_zerocopy: int
-    sends_zerocopy_copied: int
-    streams: int
-    items_in: int
-    items_out: int
-    credit_stalls: int
-    violations: int
-    compressed_bytes_in: int
-    decompressed_bytes_in: int
-    compressed_bytes_out: int
-    uncompressed_bytes_out: int
-    decompressed_bytes: int
-    decompressions_failed: int
-    regions: int
-    arena_bytes: int
-    idle_bytes: int
-    leases: int
-    leased_bytes: int
-    recycles: int
-    budget_refusals: int
-    lock: LockCounters
+    connections: int = gauge("Connections that are open.")
+    requests: int = counter("Calls received; of a client: made.")
+    errors: int = counter("Calls answered with a status other than OK.")
+    calls: int = gauge("Calls whose handlers wait for something; of a client: in flight.")
+    queued: int = gauge("Calls that have come and are not begun.")
+    refused: int = counter("Connections beyond the limit.")
+    retired: int = counter("Connections that had reached their age.")
+    handshakes_failed: int = counter("Connections that did not get through TLS.")
+    unauthenticated: int = counter("Connections whose credentials were not accepted.")
+    exhausted: dict[str, int] = field(default_factory=dict)
+    threads: int = gauge("Blocking handlers that run.")
+    waiting: int = gauge("Calls of blocking handlers that wait for a thread.")
+    payload_bytes_mapped: int = counter("Bytes of payloads that were mapped.")
+    payload_bytes_copied: int = counter("Bytes of payloads that were copied into regions.")
+    mapped_percent: float = 0.0
+    fallbacks: dict[str, int] = field(default_factory=dict)
+    frames_in: int = counter("Frames received.")
+    frames_out: int = counter("Frames sent.")
+    bytes_in: int = counter("Bytes received.")
+    bytes_out: int = counter("Bytes sent.")
+    outbound_bytes: int = gauge("Bytes that wait to be sent.")
+    paused: int = gauge("Connections that are not read now, for want of memory or because their peer does not read.")
+    sends_zerocopy: int = counter("Payloads sent without a copy.")
+    sends_zerocopy_copied: int = counter("Payloads that the kernel copied although they were to be sent without.")
+    streams: int = gauge("Streams that are open, each direction of a call for itself.")
+    items_in: int = counter("Items of streams received.")
+    items_out: int = counter("Items of streams sent.")
+    credit_stalls: int = counter("Times that a stream had to wait for its peer to take items.")
+    violations: int = counter("Connections closed because their peer broke the protocol.")
+    compressed_bytes_in: int = counter("Bytes of payloads that came compressed.")
+    decompressed_bytes_in: int = counter("Bytes that they are decompressed.")
+    compressed_bytes_out: int = counter("Bytes of payloads that were sent compressed.")
+    uncompressed_bytes_out: int = counter("Bytes that they were before.")
+    decompressed_bytes: int = gauge("Bytes of decompressed payloads that are still in use.")
+    decompressions_failed: int = counter("Payloads whose compression was malformed, or of which there was too much.")
 
 
-_SUMMED: Final = (
-    "payload_bytes_mapped",
-    "payload_bytes_copied",
-    "frames_in",
-    "frames_out",
-    "bytes_in",
-    "bytes_out",
-    "outbound_bytes",
-    "paused",
-    "sends_zerocopy",
-    "sends_zerocopy_copied",
-)
+_OF_REACTORS: Final = [
+    name for name, _ in ffi.typeof("struct zc_reactor_stats").fields if name in Stats.__slots__ and name != "fallbacks"
+]
 
 
-def collect(
-    reactors: Iterable[Reactor],
-    regions: RegionMap,
-    *,
-    connections: int,
-    requests: int,
-    errors: int,
-    calls: int,
-    refused: int = 0,
-    handshakes_failed: int = 0,
-    queued: int = 0,
-    unauthenticated: int = 0,
-    exhausted: Mapping[str, int] = MappingProxyType({}),
-    threads: int = 0,
-    waiting: int = 0,
-    packing: Packing | None = None,
-) -> Stats:
-    """Sums struct zc_reactor_stats of several reactors on one region map."""
+def collect(reactors: Iterable[Reactor], regions: RegionMap, packing: Packing | None = None, **own: Any) -> Stats:
+    """The statistics of several reactors on one region map, and what a server or a client counts itself: `own`, fields
+    of `Stats` by name."""
     reactors = list(reactors)
     native = [each.stats() for each in reactors]
-    sums = {name: sum(getattr(each, name) for each in native) for name in _SUMMED}
-    streams = [each.streams for each in reactors]
-    memory = regions.stats()
+    sums = {name: sum(getattr(each, name) for each in native) for name in _OF_REACTORS}
     mapped, copied = sums["payload_bytes_mapped"], sums["payload_bytes_copied"]
-    return Stats(
-        connections=connections,
-        requests=requests,
-        errors=errors,
-        calls=calls,
-        queued=queued,
-        refused=refused,
-        handshakes_failed=handshakes_failed,
-        unauthenticated=unauthenticated,
-        exhausted=dict(exhausted),
-        threads=threads,
-        waiting=waiting,
-        mapped_percent=100.0 * mapped / (mapped + copied) if mapped + copied else 0.0,
-        fallbacks={name: sum(each.fallbacks[index] for each in native) for name, index in _REASONS.items()},
-        streams=sum(each.open for each in streams),
-        items_in=sum(each.items_in for each in streams),
-        items_out=sum(each.items_out for each in streams),
-        credit_stalls=sum(each.stalls for each in streams),
-        violations=sum(each.violations for each in reactors),
-        compressed_bytes_in=packing.packed_in if packing else 0,
-        decompressed_bytes_in=packing.plain_in if packing else 0,
-        compressed_bytes_out=packing.packed_out if packing else 0,
-        uncompressed_bytes_out=packing.plain_out if packing else 0,
-        decompressed_bytes=packing.used if packing else 0,
-        decompressions_failed=packing.failures if packing else 0,
-        regions=memory.regions,
-        arena_bytes=memory.arena_bytes,
-        idle_bytes=memory.idle_bytes,
-        leases=memory.leases,
-        leased_bytes=memory.leased_bytes,
-        recycles=memory.recycles,
-        budget_refusals=memory.budget_refusals,
-        lock=memory.lock,
-        **sums,
-    )
+    memory = regions.stats()
+    found = sums | {each.name: getattr(memory, each.name) for each in fields(memory)}
+    found |= {
+        "mapped_percent": 100.0 * mapped / (mapped + copied) if mapped + copied else 0.0,
+        "fallbacks": {name: sum(each.fallbacks[index] for each in native) for name, index in _REASONS.items()},
+        "streams": sum(each.streams.open for each in reactors),
+        "items_in": sum(each.streams.items_in for each in reactors),
+        "items_out": sum(each.streams.items_out for each in reactors),
+        "credit_stalls": sum(each.streams.stalls for each in reactors),
+        "violations": sum(each.violations for each in reactors),
+    }
+    if packing is not None:
+        found |= {
+            "compressed_bytes_in": packing.packed_in,
+            "decompressed_bytes_in": packing.plain_in,
+            "compressed_bytes_out": packing.packed_out,
+            "uncompressed_bytes_out": packing.plain_out,
+            "decompressed_bytes": packing.used,
+            "decompressions_failed": packing.failures,
+        }
+    return Stats(**found | own)

@@ -14,6 +14,7 @@
 
 #include "lab/clock.h"
 #include "lab/hello.h"
+#include "net/outbound.h"
 
 #define PAGE 4096u
 #define EVENTS 256
@@ -86,11 +87,7 @@ static int greet(const struct load *load, int fd) {
 }
 
 static int measure_segment(struct load *load, int fd) {
-    int segment = 0;
-    socklen_t size = sizeof segment;
-    if (getsockopt(fd, IPPROTO_TCP, TCP_MAXSEG, &segment, &size) < 0)
-        return -errno;
-    load->segment = (size_t)segment / PAGE * PAGE;
+    load->segment = zc_whole_pages(fd);
     return load->options->padded && load->segment == 0 ? -EOPNOTSUPP : 0;
 }
 

@@ -50,6 +50,7 @@ struct load_connection {
     uint32_t sending;  /* slot, or LOAD_NONE */
     size_t piece;
     uint64_t piece_done; /* bytes of the piece that the socket took */
+    size_t segment;      /* bytes of whole pages that fit one, when the piece was begun */
     uint32_t undrained;  /* MSG_ZEROCOPY sends whose completions lie on the error queue */
     struct load_reply reply;
     uint32_t bulk_slot;     /* whose chunked reply is under way, or LOAD_NONE */
@@ -69,7 +70,7 @@ struct load {
     unsigned char *heads;
     struct load_connection *connections;
     uint32_t open;
-    size_t segment;             /* bytes of whole pages that fit a segment of these connections */
+    size_t segment;             /* the same of a new connection */
     int pipe[2];                /* padded requests that fit one segment go through it; else -1 */
     uint64_t issued, completed; /* requests ever queued, ever answered */
     unsigned char *scratch;     /* LOAD_SCRATCH bytes that every receive goes to */

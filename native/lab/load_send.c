@@ -8,6 +8,7 @@
 
 #include "lab/load.h"
 #include "lock/atomics.h"
+#include "net/outbound.h"
 
 #define PAGE 4096u
 #define STREAM_OFFSET 4 /* in a frame header */
@@ -114,6 +115,13 @@ static size_t limit(struct iovec *iov, size_t count, size_t most) {
     return count;
 }
 
+/* Asked anew for each piece: it grows with the server's window. */
+static size_t segment_of(const struct load *load, struct load_connection *connection) {
+    if (connection->piece_done == load->pieces[connection->piece].head_length)
+        connection->segment = zc_whole_pages(connection->fd);
+    return connection->segment;
+}
+
 int load_open_pipe(struct load *load) {
     const struct zc_load_options *options = load->options;
     const struct load_piece *only = &load->pieces[0];
@@ -161,7 +169,7 @@ static ssize_t send_once(const struct load *load, struct load_connection *connec
     else if (connection->queued > 0) /* what is due at once leaves together, as a client of pipelined requests would have it */
         flags |= MSG_MORE;
     if (flags & MSG_ZEROCOPY)
-        count = limit(iov, count, load->segment);
+        count = limit(iov, count, segment_of(load, connection));
     const struct msghdr message = {.msg_iov = iov, .msg_iovlen = count};
     ssize_t sent = sendmsg(connection->fd, &message, flags);
     if (sent >= 0 && (flags & MSG_ZEROCOPY))

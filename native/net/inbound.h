@@ -35,7 +35,7 @@ struct zc_incoming {
     uint64_t pad_left;      /* zeros after them */
     uint64_t cycles;        /* spent receiving it: what the policy learns from */
     bool map;               /* by mapping, as long as that works */
-    bool chosen;            /* the policy had a choice */
+    bool chosen, choice;    /* the policy was asked whether to map it, and what it said */
     unsigned char header[]; /* frame.header_length bytes */
 };
 

@@ -5,6 +5,7 @@
 
 #include <linux/errqueue.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdalign.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -41,6 +42,14 @@ void zc_outbound_free(struct zc_outbound *out) {
     free_items(out->unreported);
     free(out->small);
     zc_outbound_init(out);
+}
+
+uint32_t zc_whole_pages(int fd) {
+    int segment = 0;
+    socklen_t size = sizeof segment;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_MAXSEG, &segment, &size) || segment < 0)
+        return 0;
+    return (uint32_t)segment / ZC_PAGE * ZC_PAGE;
 }
 
 bool zc_outbound_empty(const struct zc_outbound *out) {
@@ -312,6 +321,7 @@ static ssize_t send_ordinary(struct zc_outbound *out, int fd) {
     struct zc_item *item = out->first;
     struct iovec vectors[VECTORS + 2];
     uint64_t small = 0, head = 0;
+    uint32_t pages;
     int n = 0, flags = 0;
     if (!item || between_chunks(item)) {
         small = out->small_end - out->small_begin;
@@ -339,6 +349,8 @@ static ssize_t send_ordinary(struct zc_outbound *out, int fd) {
     part = rest < head ? rest : head;
     if (item)
         item->head_sent += (uint32_t)part;
+    if (item && item->padded && (pages = zc_whole_pages(fd)))
+        out->segment = pages; /* on a young connection it is half of what it will be */
     rest -= part;
     if (rest)
         payload_sent(item, rest);

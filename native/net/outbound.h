@@ -52,7 +52,8 @@ struct zc_outbound {
     uint32_t zerocopy_next;
     bool blocked; /* the socket takes nothing more now */
     struct zc_peer peer;
-    uint32_t segment;     /* bytes of whole pages that fit one segment; 0: this socket cannot send them so that they can be mapped */
+    uint32_t
+        segment; /* bytes of whole pages that fit one segment, when the last head was sent; 0: this socket cannot send them so that they can be mapped */
     uint64_t progress_ms; /* when it last took something, or when there was nothing to take */
 };
 
@@ -69,6 +70,9 @@ struct zc_send_counters {
 
 /* One vectored send that does not wait. Bytes sent, or a negative errno. */
 ssize_t zc_send_vectors(int fd, struct iovec *vectors, int count, int flags);
+
+/* Bytes of the whole pages that fit a segment of this connection; 0: not even one. It grows with the peer's window. */
+uint32_t zc_whole_pages(int fd);
 
 void zc_outbound_init(struct zc_outbound *out);
 void zc_outbound_free(struct zc_outbound *out);

@@ -62,7 +62,7 @@ int zc_payload_begin(struct zc_turn *t, const struct zc_frame *frame, const unsi
             zc_lease_release(lease);
         return zc_turn_close(t, ZC_CLOSE_MEMORY, -ENOMEM);
     }
-    *incoming = (struct zc_incoming){.frame = *frame, .lease = lease, .map = map, .chosen = chosen};
+    *incoming = (struct zc_incoming){.frame = *frame, .lease = lease, .map = map, .chosen = chosen, .choice = map};
     memcpy(incoming->header, header, frame->header_length);
     if (!lease)
         zc_turn_event(t, frame, ZC_EVENT_REFUSED)->aux = frame->kind | (uint64_t)frame->header_length << 8;
@@ -88,6 +88,7 @@ int zc_payload_continue(struct zc_turn *t, const struct zc_frame *frame) {
 int zc_payload_move(struct zc_turn *t, enum zc_fallback why) {
     struct zc_incoming *incoming = t->in->receiving;
     struct zc_lease *copied;
+    uint64_t begun = zc_cycles();
     int failed = zc_lease_reserve(t->nursery, ZC_COPIED, incoming->frame.payload_length, true, &copied);
     if (failed)
         return zc_turn_close(t, ZC_CLOSE_MEMORY, failed);
@@ -98,8 +99,9 @@ int zc_payload_move(struct zc_turn *t, enum zc_fallback why) {
     }
     zc_lease_release(incoming->lease);
     incoming->lease = copied;
-    incoming->map = incoming->chosen = false;
+    incoming->map = false;
     incoming->mapped = 0;
+    incoming->cycles += zc_cycles() - begun; /* what having tried costs */
     t->intake->stats->fallbacks[why]++;
     return 0;
 }
@@ -107,7 +109,7 @@ int zc_payload_move(struct zc_turn *t, enum zc_fallback why) {
 static void learn(struct zc_intake *intake, const struct zc_incoming *incoming) {
     double release = incoming->map ? zc_map_recycle_cost(intake->receiver.map) : 0;
     uint64_t cycles = incoming->cycles + (uint64_t)(release * (double)incoming->received);
-    zc_policy_learn(intake->policy, incoming->received, incoming->map, cycles);
+    zc_policy_learn(intake->policy, incoming->received, incoming->choice, cycles);
 }
 
 /* The payload is whole: it becomes an event, unless it was only discarded. */

@@ -214,15 +214,6 @@ static struct zc_cradle *join_cradle(struct zc_reactor *r) {
     return r->cradle;
 }
 
-/* Bytes of the whole pages that fit a segment of this connection; 0: not even one. */
-static uint32_t whole_pages_per_segment(int fd) {
-    int segment = 0;
-    socklen_t size = sizeof segment;
-    if (getsockopt(fd, IPPROTO_TCP, TCP_MAXSEG, &segment, &size) || segment < 0)
-        return 0;
-    return (uint32_t)segment / ZC_PAGE * ZC_PAGE;
-}
-
 int64_t zc_reactor_add(struct zc_reactor *r, int fd, int mapping) {
     int on = 1, flags = fcntl(fd, F_GETFL);
     if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
@@ -235,7 +226,7 @@ int64_t zc_reactor_add(struct zc_reactor *r, int fd, int mapping) {
     c->mapping = mapping && tcp && r->options.receive != ZC_RECEIVE_COPY;
     zc_outbound_init(&c->out);
     if (tcp && setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof on) == 0)
-        c->out.segment = whole_pages_per_segment(fd);
+        c->out.segment = zc_whole_pages(fd);
     c->out.progress_ms = zc_reactor_clock_ms();
     atomic_init(&c->in.progress_ms, c->out.progress_ms);
 

@@ -157,8 +157,18 @@ int64_t zc_reactor_queued(struct zc_reactor *reactor, uint64_t connection);
 /* Whether this kernel has TCP_ZEROCOPY_RECEIVE: 0, or a negative errno saying why not. */
 int zc_mapping_supported(void);
 
-/* Nanoseconds of CPU per byte, both ends in one thread over loopback, to send and receive payloads of `length` bytes by copying and by
- * mapping (sent in the way that each likes best). Takes a few milliseconds per size. 0, or a negative errno. */
-int zc_calibrate(uint64_t length, uint32_t rounds, double *copy_ns_per_byte, double *map_ns_per_byte);
+struct zc_way_cost {
+    double sender, receiver; /* nanoseconds of CPU per byte */
+};
+
+struct zc_calibration {
+    struct zc_way_cost copy, map; /* each sent in the way that it likes best */
+    double mapped;                /* share of the payloads that could be mapped; the cost of mapping includes those that could not */
+    int32_t map_failed;           /* 0, or a negative errno: why mapping could not be measured */
+};
+
+/* What it costs to send and receive payloads of `length` bytes, whole pages, over loopback, by copying and by mapping. Both ends are in the
+ * calling thread. Takes some milliseconds per MiB. 0, or a negative errno. */
+int zc_calibrate(uint64_t length, uint32_t rounds, struct zc_calibration *out);
 
 #endif

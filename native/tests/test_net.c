@@ -838,11 +838,13 @@ static void wrong_arguments_are_refused(void) {
     CHECK(zc_reactor_submit(reactor, record, sizeof record) == -EINVAL);
     record[8] = 4;
     CHECK(zc_reactor_submit(reactor, record, sizeof record) == 0); /* a connection that is gone: skipped */
-    double copy, mapped;
-    CHECK(zc_calibrate(100, 1, &copy, &mapped) == -EINVAL);
+    struct zc_calibration cost;
+    CHECK(zc_calibrate(100, 1, &cost) == -EINVAL && zc_calibrate(MIB, 0, &cost) == -EINVAL);
     CHECK(zc_mapping_supported() == 0);
-    CHECK(zc_calibrate(MIB, 5, &copy, &mapped) == 0 && copy > 0 && mapped > 0);
-    printf("1 MiB, both ends: copying %.3f ns/byte, mapping %.3f\n", copy, mapped);
+    CHECK(zc_calibrate(MIB, 5, &cost) == 0 && cost.map_failed == 0 && cost.mapped == 1.0);
+    CHECK(cost.copy.sender > 0 && cost.copy.receiver > 0 && cost.map.sender > 0 && cost.map.receiver > 0);
+    printf("1 MiB, ns/byte: copying %.3f + %.3f, mapping %.3f + %.3f\n", cost.copy.sender, cost.copy.receiver, cost.map.sender,
+           cost.map.receiver);
     zc_reactor_destroy(reactor);
     zc_map_drop(map);
 }

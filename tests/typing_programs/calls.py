@@ -80,8 +80,6 @@ async def refused(address: str, numbers: npt.NDArray[np.int32]) -> None:
         await store.scale(numbers, 1)  # error: incompatible type "ndarray
         text: str = await store.put("k", b"")  # error: Incompatible types in assignment
         print(text)
-        # A plain method has the type that it has where it is served: `async def` is what a typed client can await.
-        await store.length("k")  # error: Incompatible types in "await"
     async with zcrpc.connect(address, int) as wrong:  # error: Value of type variable "S" of "connect" cannot be "int"
         print(wrong)
     async with zcrpc.connect(address, Store, timout=1) as misspelt:  # error: No overload variant of "connect"

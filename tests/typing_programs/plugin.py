@@ -35,6 +35,13 @@ class Store(Base):
     async def version(self) -> int:  # a method still, though it is not marked again
         return 2
 
+    @zcrpc.method(blocking=True)
+    def length(self, value: bytes) -> int:
+        return len(value)
+
+    def twice(self) -> int:
+        return 2 * self.length(b"k")
+
     async def local(self, value: bytes) -> None: ...
 
 
@@ -58,6 +65,10 @@ async def main(address: str) -> None:
         await store.put("k", bytearray(3))  # accepted
         await store.view(b"")  # accepted
         await store.view(array("d"), other=bytearray(3))  # accepted
+        assert_type(await store.length(b"v", timeout=1), int)  # accepted
+        assert_type(await store.length(bytearray(1)), int)  # accepted
+        await store.twice()  # error: Incompatible types in "await"
+        await store.length("v")  # error: Argument 1 to "length" of "Store" has incompatible type "str"
         await store.put("k", b"v", timeout="2")  # error: "timeout"
         await store.put(1, timeout=2.0)  # error: "put"
         await store.put("k", "v")  # error: Argument 2 to "put" of "Store" has incompatible type "str"

@@ -69,6 +69,9 @@ _count = click.IntRange(min=1)
 @click.option(
     "--idle-timeout", type=click.FloatRange(min=0.001), help="Seconds without a call before a connection is closed."
 )
+@click.option(
+    "--max-connection-age", type=click.FloatRange(min=0.01), help="Seconds after which a client is to connect anew."
+)
 @click.option("--certificate", type=_path, help="PEM file: serve by TLS.")
 @click.option("--key", type=_path, help="PEM file of the certificate's key, if it is not in the same.")
 @click.option("--client-ca", type=_path, help="PEM file: ask clients for certificates of this authority.")

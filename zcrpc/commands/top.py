@@ -14,8 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from zcrpc.commands.common import Target, main, targeted, to_json
+from zcrpc.counting import counters, gauges
 from zcrpc.metering import quantile
+from zcrpc.regions import LockCounters
 from zcrpc.statistics import MethodStats, Snapshot
+from zcrpc.stats import Stats
 
 _NOTHING: Final = MethodStats(active=0, statuses={}, seconds=0.0, buckets=[])
 
@@ -94,17 +97,6 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
     methods: dict[str, MethodRates]
 
 
-_GAUGES: Final = (
-    "connections", "calls", "queued", "streams", "paused", "outbound_bytes", "regions", "arena_bytes", "idle_bytes",
-    "leases", "leased_bytes",
-)  # fmt: skip
-_COUNTERS: Final = (
-    "requests", "errors", "refused", "violations", "bytes_in", "bytes_out", "frames_in", "frames_out", "items_in",
-    "items_out", "credit_stalls", "payload_bytes_mapped", "payload_bytes_copied", "recycles", "budget_refusals",
-)  # fmt: skip
-_LOCKS: Final = ("read_locks", "fallbacks", "retries", "write_locks", "waits")
-
-
 def rates(before: Snapshot, after: Snapshot) -> Rates:
     """What happened between two looks at a server."""
     seconds = max(after.when - before.when, 1e-9)
@@ -112,17 +104,19 @@ def rates(before: Snapshot, after: Snapshot) -> Rates:
     def per_second(name: str) -> float:
         return (after.counters.get(name, 0) - before.counters.get(name, 0)) / seconds
 
-    counted = {name: per_second(name) for name in _COUNTERS}
+    counted = {name: per_second(name) for name in counters(Stats)}
     received = counted["payload_bytes_mapped"] + counted["payload_bytes_copied"]
     return Rates(
         pid=after.pid,
         uptime=after.uptime,
         interval=seconds,
-        now={name: after.counters.get(name, 0) for name in _GAUGES},
+        now={name: after.counters.get(name, 0) for name in gauges(Stats)},
         per_second=counted,
         mapped_percent=100 * counted["payload_bytes_mapped"] / received if received else None,
         lock=after.lock.strategy,
-        lock_per_second={name: (getattr(after.lock, name) - getattr(before.lock, name)) / seconds for name in _LOCKS},
+        lock_per_second={
+            name: (getattr(after.lock, name) - getattr(before.lock, name)) / seconds for name in counters(LockCounters)
+        },
         exhausted=after.exhausted,
         methods={
             name: _method(before.methods.get(name, _NOTHING), each, seconds) for name, each in after.methods.items()

@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from zcrpc import locks as locks_of
+from zcrpc.counting import counters
 from zcrpc.lab.lock_bench import MOST_REGIONS, MOST_THREADS, NOT_LOCKS, Measured, Workload
 from zcrpc.lab.processes import Child, ChildFailed
 from zcrpc.lab.results import Latency
+from zcrpc.regions import LockCounters
 
 Layout = Literal["disjoint", "hot"]
 Loop = Literal["closed", "open"]
@@ -113,7 +115,7 @@ class Matrix:
 
 
 @dataclass(slots=True, frozen=True)
-class Row:
+class Row(LockCounters):
     """One strategy at one point in one loop of one round. native/lab/lock_bench.h says what the figures mean."""
 
     strategy: str
@@ -151,12 +153,6 @@ class Row:
     overtaking_p99: int
 
     fallback_percent: float  # of the reads
-    read_locks: int
-    fallbacks: int
-    retries: int
-    misses: int
-    write_locks: int
-    waits: int
 
 
 def run(matrix: Matrix) -> Iterator[Row]:
@@ -259,12 +255,7 @@ _AS_MEASURED = (
     "jain",
     "longest_overtaking",
     "overtaking_p99",
-    "read_locks",
-    "fallbacks",
-    "retries",
-    "misses",
-    "write_locks",
-    "waits",
+    *counters(LockCounters),
 )
 
 

@@ -15,6 +15,7 @@ from zcrpc import locks
 from zcrpc._native import check, ffi, lib
 from zcrpc.lab.processes import hear, say, serve
 from zcrpc.lab.results import Latency, from_struct
+from zcrpc.regions import LockCounters
 
 MOST_THREADS: Final[int] = lib.ZC_LOCK_BENCH_THREADS
 MOST_REGIONS: Final[int] = lib.ZC_LOCK_BENCH_REGIONS
@@ -44,7 +45,7 @@ class Workload:
 
 
 @dataclass(slots=True, frozen=True)
-class Measured:
+class Measured(LockCounters):
     """What came of it: struct zc_lock_bench_result."""
 
     reads: int
@@ -58,12 +59,6 @@ class Measured:
     write_latency: Latency
     longest_overtaking: int
     overtaking_p99: int
-    read_locks: int
-    fallbacks: int
-    retries: int
-    misses: int
-    write_locks: int
-    waits: int
     pinned: bool
 
 

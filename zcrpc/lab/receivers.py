@@ -12,6 +12,7 @@ from zcrpc import locks
 from zcrpc._native import check, ffi, lib
 from zcrpc.lab.processes import say, serve
 from zcrpc.lab.results import Latency, from_struct
+from zcrpc.regions import LockCounters
 
 Receive = Literal["zerocopy", "copy-pages", "copy"]
 _RECEIVE = {"zerocopy": lib.ZC_SEED_ZEROCOPY, "copy-pages": lib.ZC_SEED_COPY_PAGES, "copy": lib.ZC_SEED_COPY}
@@ -44,7 +45,7 @@ class Receivers:
 
 
 @dataclass(slots=True, frozen=True)
-class ReceiversResult:
+class ReceiversResult(LockCounters):
     """The measured window; native/lab/lab.h (struct zc_seed_result) says what each figure means."""
 
     requests: int
@@ -61,12 +62,6 @@ class ReceiversResult:
     receive: Latency
     payload_bytes_mapped: int
     payload_bytes_copied: int
-    read_locks: int
-    fallbacks: int
-    retries: int
-    misses: int
-    write_locks: int
-    waits: int
     regions: int
     arena_bytes: int
     recycles: int

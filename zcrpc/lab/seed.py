@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from zcrpc import locks
+from zcrpc.counting import counters
 from zcrpc.lab import load as lab_load
 from zcrpc.lab.load import Load, LoadResult
 from zcrpc.lab.processes import Child
 from zcrpc.lab.receivers import Receive, Receivers, ReceiversResult
 from zcrpc.lab.results import Latency
+from zcrpc.regions import LockCounters
 
 Scenario = Literal["readers-only", "writer-storm"]
 WARM_UP_SECONDS = 0.5  # the first payload of a connection waits for its region to be made
@@ -61,7 +63,7 @@ class Experiment:
 
 
 @dataclass(slots=True, frozen=True)
-class Round:
+class Round(LockCounters):
     """One strategy in one scenario for one round. native/lab/lab.h says what the figures mean."""
 
     strategy: str
@@ -99,12 +101,6 @@ class Round:
     payload_bytes_mapped: int
     payload_bytes_copied: int
     fallback_percent: float
-    read_locks: int
-    fallbacks: int
-    retries: int
-    misses: int
-    write_locks: int
-    waits: int
     regions: int
     arena_bytes: int
     recycles: int
@@ -140,12 +136,7 @@ _AS_REPORTED = (
     "preempted_ms",
     "payload_bytes_mapped",
     "payload_bytes_copied",
-    "read_locks",
-    "fallbacks",
-    "retries",
-    "misses",
-    "write_locks",
-    "waits",
+    *counters(LockCounters),
     "regions",
     "arena_bytes",
     "recycles",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import dataclasses
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -105,17 +106,10 @@ class Ready:
     methods: dict[str, int]
 
 
-@dataclass(slots=True, frozen=True)
-class Snapshot:
-    """Of `zcrpc.Server.stats`, and of the process's memory (KiB → bytes) now and at its peak."""
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Snapshot(zcrpc.Stats):
+    """Of the server, and of its process's memory (KiB → bytes) now and at its peak."""
 
-    requests: int
-    connections: int
-    payload_bytes_mapped: int
-    payload_bytes_copied: int
-    fallbacks: dict[str, int]
-    leases: int
-    arena_bytes: int
     resident_bytes: int
     resident_peak_bytes: int
 
@@ -154,15 +148,9 @@ def resident_bytes(which: str = "VmRSS") -> int:
 def _snapshot(server: zcrpc.Server) -> Snapshot:
     stats = server.stats()
     return Snapshot(
-        requests=stats.requests,
-        connections=stats.connections,
-        payload_bytes_mapped=stats.payload_bytes_mapped,
-        payload_bytes_copied=stats.payload_bytes_copied,
-        fallbacks=stats.fallbacks,
-        leases=stats.leases,
-        arena_bytes=stats.arena_bytes,
         resident_bytes=resident_bytes(),
         resident_peak_bytes=resident_bytes("VmHWM"),
+        **{each.name: getattr(stats, each.name) for each in dataclasses.fields(stats)},
     )
 
 

@@ -21,6 +21,7 @@ from zcrpc import locks
 from zcrpc._native import check, ffi, lib
 from zcrpc.lab.processes import Child, ChildFailed, say, serve
 from zcrpc.lab.results import from_struct
+from zcrpc.regions import LockCounters
 
 MARGIN_SECONDS: Final = 5.0  # for making maps and taking them down, on a busy machine
 LONGEST_STALL_SECONDS: Final = 3600.0
@@ -80,19 +81,13 @@ class Torture:
 
 
 @dataclass(slots=True, frozen=True)
-class TortureResult:
+class TortureResult(LockCounters):
     """What was done; native/lab/torture.h (struct zc_torture_result) says what each figure means."""
 
     operations: int = 0
-    read_locks: int = 0
-    misses: int = 0
     looks: int = 0
     confirmed: int = 0
     touches: int = 0
-    fallbacks: int = 0
-    retries: int = 0
-    waits: int = 0
-    write_locks: int = 0
     attaches: int = 0
     detaches: int = 0
     recycles: int = 0
@@ -109,7 +104,7 @@ class TortureResult:
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
-class Tortured:
+class Tortured(LockCounters):
     """One strategy's torture: what was done, and what came of it.
 
     `wraps` is None for a plugin, of which it is not known what wraps. `violation` is what the process that found it
@@ -123,15 +118,9 @@ class Tortured:
     seconds: float
     operations: int
     operations_per_second: float
-    read_locks: int
-    misses: int
     looks: int
     confirmed: int
     touches: int
-    fallbacks: int
-    retries: int
-    waits: int
-    write_locks: int
     attaches: int
     detaches: int
     recycles: int
