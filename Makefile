@@ -62,7 +62,7 @@ bench-short: $(VENV)/installed
 figures: $(VENV)/installed
 	$(BIN)/python benchmarks/figures.py
 
-# zcrpc beside other stacks, 25 minutes on two quiet cores; the tables and drawings that show them. PEERS has options.
+# zcrpc beside other stacks, 40 minutes on two quiet cores; the tables and drawings that show them. PEERS has options.
 peers: $(VENV)/installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[peers]'
 	mkdir -p build

@@ -40,7 +40,7 @@ def test_floors(name: str, workload: str) -> None:
     _check(name, workload)
 
 
-@pytest.mark.parametrize("workload", ["echo", "in-flight", "upload-1", "download-1", "stream"])
+@pytest.mark.parametrize("workload", ["echo", "in-flight", "upload-1", "download-1"])
 @pytest.mark.parametrize("name", OTHERS)
 def test_others(name: str, workload: str) -> None:
     """Those that are installed."""

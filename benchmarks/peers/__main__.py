@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ T = TypeVar("T")
 @click.option("--stacks", default="all", show_default=True, help=f"Of: {', '.join(STACKS)}.")
 @click.option("--workloads", default="all", show_default=True, help=f"Of: {', '.join(WORKLOADS)}.")
 @click.option("--rounds", default=5, show_default=True, help="Alternating rounds, of which the median is taken.")
-@click.option("--seconds", default=1.5, show_default=True, help="Measured in each, besides warming up.")
+@click.option("--seconds", default=2.0, show_default=True, help="Measured in each, after half as long of warming up.")
 @json_option
 @click.option("--plot", "plot_path", type=FILE, help="Draw a bar for each stack and workload: SVG, PNG or PDF.")
 @click.option("--short", "short_path", type=FILE, help="Write the short table into this file, between its marks.")
@@ -74,7 +75,8 @@ def peers(
         if short_path is not None:
             marked.write(short_path, SHORT_MARK, tables.short(found, rows))
         if full_path is not None:
-            marked.write(full_path, FULL_MARK, tables.full(found, rows))
+            drawing = os.path.relpath(plot_path, full_path.parent) if plot_path is not None else ""
+            marked.write(full_path, FULL_MARK, tables.full(found, rows, drawing))
     sys.exit(status or int(any(row.failed or row.wrong for row in rows)))
 
 

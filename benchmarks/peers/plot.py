@@ -31,10 +31,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         down = ceil(len(workloads) / across)
         height = down * (_ROW_INCHES * len(stacks) + 0.75) + 0.4
         figure = Figure(figsize=(5.2 * across, height), layout="constrained", facecolor="white")
-        panels = figure.subplots(down, across, squeeze=False).flat
+        panels = list(figure.subplots(down, across, squeeze=False).flat)
         for axes, workload in zip(panels, workloads, strict=False):
             _panel(axes, workload, stacks, rows)
-        for axes in list(panels)[len(workloads) :]:
+        for axes in panels[len(workloads) :]:
             axes.axis("off")
         handles = [matplotlib.patches.Patch(color=_COLOURS[kind], label=text) for kind, text in _KINDS.items()]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)

@@ -24,7 +24,6 @@ from zcrpc.lab import load as lab_load
 from zcrpc.lab.load import LoadResult
 from zcrpc.lab.processes import Child, ChildFailed
 
-WARM_UP_SECONDS = 0.4
 PATIENCE_SECONDS = 60.0  # beyond what is measured; then a client has hung
 MARGIN_SECONDS = 0.6  # what is done beside begins so much earlier, and goes on for so much longer
 
@@ -91,14 +90,15 @@ class _Way:
         return Row(self.stack.name, self.workload.name, number, failed=self.failed)
 
     def _run(self, number: int) -> Row:
+        warm_up = self.seconds / 2  # some stacks take their time to find their stride
         with ExitStack() as clients:
             if self.workload.uploads:
                 lasting = self.seconds + 2 * MARGIN_SECONDS
-                uploads = self._start(clients, UPLOAD_BESIDE, WARM_UP_SECONDS, lasting)
-                small = self._start(clients, self.workload, WARM_UP_SECONDS + MARGIN_SECONDS, self.seconds)
+                uploads = self._start(clients, UPLOAD_BESIDE, warm_up, lasting)
+                small = self._start(clients, self.workload, warm_up + MARGIN_SECONDS, self.seconds)
                 found, beside = self._result(small), self._result(uploads)
                 return self._row(number, found, beside.calls * UPLOAD_BESIDE.payload / 1e9 / beside.seconds)
-            client = self._start(clients, self.workload, WARM_UP_SECONDS, self.seconds)
+            client = self._start(clients, self.workload, warm_up, self.seconds)
             return self._row(number, self._result(client))
 
     def _start(self, clients: ExitStack, part: Workload, warm_up: float, seconds: float) -> Child:

@@ -137,9 +137,9 @@ def short(results: Results, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def full(results: Results, rows: Sequence[Row]) -> str:
-    """Everything: a table for each workload, what is missing, how each was set up."""
-    parts = [f"Measured {where(results)}"]
+def full(results: Results, rows: Sequence[Row], drawing: str) -> str:
+    """Everything: a drawing, if there is one, a table for each workload, what is missing, how each was set up."""
+    parts = [f"Measured {where(results)}", *([f"![Bars for each workload and stack]({drawing})"] if drawing else [])]
     for name in dict.fromkeys(row.workload for row in rows):
         workload = WORKLOADS[name]
         shown = columns(workload)

@@ -7,8 +7,8 @@ python -m zcrpc.lab.service     takes `ServiceOptions` as JSON, gives `Ready`, t
 from __future__ import annotations
 
 import asyncio
-import os
 import dataclasses
+import os
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
