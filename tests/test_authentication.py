@@ -143,6 +143,7 @@ async def test_authentication_that_takes_too_long(serving: Serving, caplog: pyte
             await zcrpc.connect(address)
         await until(lambda: cancelled)
         assert "not authenticated within 0.1 s" in caplog.text
+        assert server.stats().timed_out == 1
         await until(lambda: not server.stats().connections)
 
 

@@ -236,13 +236,18 @@ async def test_unknown_name_is_unimplemented_at_the_client(serving: Serving) -> 
         ([[msgspec.msgpack.Ext(99, bytes(16)), 1]], "extension"),
     ],
 )
-async def test_bad_arguments_and_bombs(serving: Serving, header: Any, says: str) -> None:
-    async with serving(Bench()) as (_, address), await RawPeer.greeted(address) as peer:
+async def test_bad_arguments_and_bombs(
+    serving: Serving, caplog: pytest.LogCaptureFixture, header: Any, says: str
+) -> None:
+    caplog.set_level("DEBUG", "zcrpc.server")
+    async with serving(Bench()) as (server, address), await RawPeer.greeted(address) as peer:
         peer.send(frame(REQUEST, header, method=peer.methods["Bench.add"], stream=1))
         status, message = await refused(peer)
         assert status == Status.INVALID_ARGUMENT
         assert says == "." or says in message
         assert "Bench.add()" in message
+        assert f"INVALID_ARGUMENT: {message}" in caplog.text
+        assert server.stats().errors == 1
         await still_good(peer)
 
 
@@ -354,6 +359,7 @@ async def test_peer_without_hello_is_dropped(serving: Serving, caplog: pytest.Lo
                 await peer.closed()
         await until(lambda: server.stats().connections == 0)
         assert caplog.text.count("no hello within 0.1 s") == 4
+        assert server.stats().timed_out == 4
         await alive(address)
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,18 @@ class TestDriver:
         assert (holding.reads, holding.read_locks) == (2000, 2000)
 
     def test_it_stops_when_time_is_up(self) -> None:
-        done = measure(Workload(strategy="global", writers=1, writer_hold_ns=100_000, seconds=0.05))
-        assert done.reads * done.ns_per_operation == pytest.approx(0.05e9, rel=1)
-        assert done.writer_locks * 100_000 > 0.01e9
+        """Where others want the processor as well, windows are longer than was asked for, and the writer may miss
+        one."""
+        inside = 0
+        for _ in range(20):
+            begun = time.perf_counter()
+            done = measure(Workload(strategy="global", writers=1, writer_hold_ns=100_000, seconds=0.05))
+            took = time.perf_counter() - begun
+            assert 0.04 < done.reads * done.ns_per_operation * 1e-9 < took
+            inside += done.writer_locks
+            if inside * 100_000 > 0.01e9:
+                break
+        assert inside * 100_000 > 0.01e9
 
     def test_a_reader_that_waits_is_late_on_a_schedule(self) -> None:
         storm = Workload(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,15 @@ FIELDS = {
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*ZCRPC, *arguments], capture_output=True, text=True, timeout=120, check=False)
+
+
+def all_of(terminal: int) -> str:
+    """What is written to a terminal until nobody has its other end."""
+    seen = b""
+    with contextlib.suppress(OSError):  # EIO at the end
+        while part := os.read(terminal, 1 << 16):
+            seen += part
+    return seen.decode(errors="replace")
 
 
 def heed_interrupts() -> None:
@@ -142,8 +153,10 @@ class TestSeed:
             [*ZCRPC, "lab", "seed", *SHORT], stdout=subprocess.PIPE, stderr=end, env=environment, text=True
         )
         os.close(end)
-        stdout, _ = process.communicate(timeout=60)
-        seen = os.read(terminal, 1 << 16).decode(errors="replace")
+        with ThreadPoolExecutor() as reader:  # what nobody reads fills the terminal, and holds the process up
+            shown = reader.submit(all_of, terminal)
+            stdout, _ = process.communicate(timeout=120)
+            seen = shown.result(10)
         os.close(terminal)
         assert process.returncode == 0
         assert "readers-only" in seen

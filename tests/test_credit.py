@@ -1,5 +1,6 @@
 """The two halves of a stream against each other, without sockets: whatever the windows, items and pace, everything
-arrives in order, no credit is overdrawn by more than a frame, and nobody waits for ever."""
+arrives in order, no credit is overdrawn by more than a frame, and nobody waits for ever. Then the same with faults in
+the code of credit, one at a time: each must be caught."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
-from hypothesis import given, settings
+import pytest
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from zcrpc.codec import Codec
@@ -106,14 +108,17 @@ item = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
-@given(
+everything = given(
     limits,
     limits,
     st.lists(st.lists(item, max_size=150), min_size=1, max_size=4),
     st.integers(0, 1 << 30).map(random.Random),
     st.booleans(),
 )
+
+
+@settings(max_examples=150, deadline=None)
+@everything
 def test_everything_arrives_in_order_whatever_the_windows(
     one: Limits, other: Limits, streams: list[list[Any]], generator: random.Random, abandons: bool
 ) -> None:
@@ -133,11 +138,11 @@ async def _exchange(
         receivers.append(receiver)
         tasks.append(asyncio.create_task(_produce(left.streams.send(number + 1, "it"), values, generator)))
         if abandons and number == 0:
-            receiver.discard()
             found[number] = values
         else:
             tasks.append(asyncio.create_task(_consume(receiver, found[number], generator)))
-    idle = 0
+    idle = turn = 0
+    abandoned_at = generator.randrange(30)
     while not all(task.done() for task in tasks):
         await asyncio.sleep(0)
         moved = [wire.carry() for wire in (left, right) for _ in range(generator.randrange(4))]
@@ -148,8 +153,10 @@ async def _exchange(
         assert idle < 500, "everybody waits"
         assert not left.broken + right.broken
         assert not any(task.done() and task.exception() for task in tasks)
-        for receiver in receivers:
-            assert sum(cost for _, _, cost in receiver._queue) < other.stream_window + LARGEST
+        if abandons and turn == abandoned_at:
+            receivers[0].discard()
+        turn += 1
+        _check_credit(left, right, receivers, other)
     for task in tasks:
         task.result()
     assert found == streams
@@ -159,6 +166,27 @@ async def _exchange(
     while left.carry() or right.carry():
         pass
     assert left.reactor.streams.open == right.reactor.streams.open == 0
+
+
+def _check_credit(left: Wire, right: Wire, receivers: list[Receiver], window: Limits) -> None:
+    """No credit comes from nowhere, and none is lost: what a peer may send, what waits to be taken, and what was taken
+    and is not given back make up a window; and both ends know the same of what it may send."""
+    waiting = [[cost for _, _, cost in receiver._queue] for receiver in receivers]
+    for receiver, costs in zip(receivers, waiting, strict=True):
+        assert sum(costs) < window.stream_window + LARGEST
+        sender = left.streams.senders.get(receiver.stream)
+        if sender is None or receiver.over or receiver._discarding:
+            continue
+        assert receiver._allowed + sum(costs) + receiver._taken == window.stream_window
+        sent = [FRAME.size + len(frame[2]) + len(frame[3]) for frame in left.frames if _is(frame, DATA, sender)]
+        granted = [frame[2] for frame in right.frames if _is(frame, CREDIT, sender)]
+        assert sender.credit + sum(sent) + sum(granted) == receiver._allowed
+    towards_all = sum(min(cost, window.stream_window) for costs in waiting for cost in costs)
+    assert right.streams._allowed + towards_all + right.streams._taken == window.connection_window
+
+
+def _is(frame: Any, kind: int, sender: Sender) -> bool:
+    return bool(frame[:2] == (kind, sender.stream))
 
 
 async def _produce(sender: Sender, values: list[Any], generator: random.Random) -> None:
@@ -178,3 +206,89 @@ async def _consume(receiver: Receiver, found: list[Any], generator: random.Rando
         if generator.random() < 0.2:
             await asyncio.sleep(0)
     receiver.discard()
+
+
+_stream_gives_back, _give_back = Receiver._give_back, Streams.give_back
+_granted, _send_end = Sender.granted, Sender.send_end
+
+
+def nothing(*_: Any) -> None: ...
+
+
+def always(*_: Any) -> bool:
+    return True
+
+
+def only_of_the_connection(receiver: Receiver, cost: int) -> None:
+    receiver.streams.give_back(cost)
+
+
+def of_stream_twice(receiver: Receiver, cost: int) -> None:
+    _stream_gives_back(receiver, cost)
+    if not receiver.over:
+        receiver.streams.connection.send(CREDIT, receiver.stream, 0, cost)
+        receiver._allowed += cost
+
+
+def of_connection_twice(streams: Streams, cost: int) -> None:
+    _give_back(streams, cost)
+    _give_back(streams, cost)
+
+
+def counts_twice(sender: Sender, count: int) -> None:
+    _granted(sender, 2 * count)
+
+
+def dropped_for_good(receiver: Receiver) -> None:
+    receiver._queue.clear()
+    receiver.batch.clear()
+
+
+def end_before_the_rest(sender: Sender) -> None:
+    _send_end(sender)
+    sender.flush()
+
+
+async def without_waiting(sender: Sender) -> None: ...
+
+
+def unchecked(receiver: Receiver, header: bytes, payload: Any, cost: int) -> None:
+    receiver._queue.append((header, payload, cost))
+    receiver._wake()
+
+
+FAULTS: dict[str, dict[tuple[type, str], Any]] = {
+    "a stream's credit is never given back": {(Receiver, "_give_back"): only_of_the_connection},
+    "a stream's credit is given back twice": {(Receiver, "_give_back"): of_stream_twice},
+    "the connection's credit is never given back": {(Streams, "give_back"): nothing},
+    "the connection's credit is given back twice": {(Streams, "give_back"): of_connection_twice},
+    "what is dropped is not given back": {(Receiver, "_drop"): dropped_for_good},
+    "credit counts twice": {(Sender, "granted"): counts_twice},
+    "the sender does not look at its credit": {(Streams, "may_send"): always},
+    "nobody looks at credit": {
+        (Streams, "may_send"): always, (Streams, "_charge"): always, (Receiver, "data"): unchecked
+    },
+    "the connection's credit is not spent": {(Streams, "spend"): nothing},
+    "credit wakes nobody": {(Sender, "resume"): nothing},
+    "who has no credit is forgotten": {(Streams, "may_send"): lambda self, one: self._credit > 0 and one.credit > 0},
+    "the end does not wait for the items": {
+        (Sender, "_finish"): without_waiting, (Sender, "send_end"): end_before_the_rest
+    },
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for (kind, name), faulty in FAULTS[fault].items():
+        monkeypatch.setattr(kind, name, faulty)
+
+    @settings(max_examples=300, deadline=None, database=None, derandomize=True, phases=[Phase.generate])
+    @everything
+    def exchange(
+        one: Limits, other: Limits, streams: list[list[Any]], generator: random.Random, abandons: bool
+    ) -> None:
+        asyncio.run(_exchange(one, other, streams, generator, abandons))
+
+    with pytest.raises(AssertionError):
+        exchange()

@@ -156,6 +156,7 @@ async def test_server_drops_a_client_that_hangs(
         assert (await peer.frame()).kind == PING
         await until(lambda: service.cancelled == 1 and not server.stats().connections)
         assert "does not answer pings" in caplog.text
+        assert server.stats().timed_out == 1
 
 
 async def test_server_keeps_a_client_that_answers(serving: Serving) -> None:

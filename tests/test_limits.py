@@ -137,6 +137,33 @@ async def test_queued_calls_find_the_server_full(serving: Serving) -> None:
                 await waiting
 
 
+async def test_calls_that_take_too_long_are_answered_in_time(serving: Serving) -> None:
+    """To a peer that does not look at the clock itself."""
+    async with serving(Work()) as (server, address), await RawPeer.greeted(address) as peer:
+        peer.call("Work.wait", stream=1, deadline_ms=20)
+        answer = await peer.frame()
+        assert (answer.kind, answer.method) == (ERROR, Status.DEADLINE_EXCEEDED)
+        assert server.stats().expired == 1
+
+
+async def test_calls_that_waited_too_long_are_not_begun(serving: Serving) -> None:
+    async with serving(Work(), max_unsent=1) as (server, address):
+        async with await RawPeer.greeted(address, receive_buffer=4096) as peer:
+            reading = peer.reader._transport  # type: ignore[attr-defined]
+            reading.pause_reading()
+            peer.call("Work.big", stream=1)
+            peer.call("Work.plain", 2, stream=2, deadline_ms=20)
+            peer.call("Work.plain", 3, stream=3)
+            await until(lambda: server.stats().queued == 2)
+            await asyncio.sleep(0.05)
+            reading.resume_reading()
+            frames = {each.stream: each for each in [await peer.frame(timeout=20) for _ in range(3)]}
+            assert (frames[2].kind, frames[2].method) == (ERROR, Status.DEADLINE_EXCEEDED)
+            assert frames[2].header == ["the deadline passed before the call was begun"]
+            assert frames[3].kind == RESPONSE
+            assert server.stats().expired == 1
+
+
 @pytest.mark.parametrize("name", ["max_calls", "max_queued", "max_in_flight", "max_connections"])
 def test_limits_are_at_least_one(name: str) -> None:
     options: dict[str, Any] = {name: 0}

@@ -446,7 +446,7 @@ async def test_leaving_the_context_with_an_error_does_not_wait_for_the_grace_per
 
 
 async def test_closed_server_leaves_nothing_behind() -> None:
-    await calibration.mapped_from("auto", 1)  # the loop keeps the thread that this runs in
+    await calibration.mapped_from("auto", 1)  # imports and allocates, once
     gc.collect()
     before = len(os.listdir("/proc/self/fd")), threading.active_count(), len(asyncio.all_tasks())
     for threads in (0, 2):

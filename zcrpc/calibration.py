@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -142,7 +143,12 @@ async def mapped_from(receive: Receive, minimum: int) -> int:
         return minimum
     costs = _costs
     if costs is None:
-        costs = await asyncio.get_running_loop().run_in_executor(None, measure)
+        # Not the loop's own executor, which would keep the thread as long as the process lives.
+        executor = ThreadPoolExecutor(1)
+        try:
+            costs = await asyncio.get_running_loop().run_in_executor(executor, measure)
+        finally:
+            executor.shutdown(wait=costs is not None)  # its work is done: nothing is waited for but the thread's end
     cheaper = cheaper_from(costs)
     return max(minimum, cheaper) if cheaper else 0
 

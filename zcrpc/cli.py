@@ -13,7 +13,7 @@ from zcrpc.lab.commands import lab
 @click.group(
     cls=Group,
     package="zcrpc.commands",
-    modules=("call", "describe", "health", "ping", "serve", "top"),
+    modules=("call", "describe", "doctor", "health", "ping", "serve", "top"),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(package_name="zcrpc")

@@ -309,6 +309,7 @@ class Connection:
     def silent(self, seconds: float) -> None:
         why = f"the peer was silent for {seconds:.3g} s and does not answer pings"
         self.log.warning("%s: %s", self, why)
+        self.reactor.timed_out += 1
         self.abort(why)
 
     def watch(self, seconds: float, item: Expiring) -> int:

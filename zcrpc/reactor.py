@@ -108,6 +108,7 @@ class Reactor:
         "pieces",
         "streams",
         "submits",
+        "timed_out",
         "unsent",
         "violations",
         "wake",
@@ -140,6 +141,7 @@ class Reactor:
         self.unsent: list[Sender] = []  # streams with items that are sent at the next flush; append, then wake()
         self.streams = Counters()
         self.violations = 0  # of the protocol, by peers
+        self.timed_out = 0  # connections whose peers said nothing in time
         self.wake: Callable[[], None] = self._schedule_submit
         loop.add_reader(lib.zc_reactor_fd(self._handle), self._turn)
         remember(self)

@@ -313,7 +313,8 @@ class Server:
         self._last: Stats | None = None
         self.closing = False
         self._forked = False
-        self.requests = self.errors = self.refused = self.unauthenticated = self.handshakes_failed = self.retired = 0
+        self.requests = self.errors = self.expired = 0
+        self.refused = self.unauthenticated = self.handshakes_failed = self.retired = 0
         self.exhausted = dict.fromkeys(("in_flight", "calls", "queued", "message", "metadata", "decompressed"), 0)
         self.calls = 0  # handlers that have suspended, in all connections
         self.full = False  # they are as many as there may be
@@ -561,6 +562,7 @@ class Server:
             connections=len(self._connections),
             requests=self.requests,
             errors=self.errors,
+            expired=self.expired,
             calls=self.calls,
             refused=self.refused,
             retired=self.retired,

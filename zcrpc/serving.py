@@ -105,9 +105,7 @@ class Call:
         """Its deadline has passed: answered at once, whatever the handler makes of being cancelled."""
         self.tick = 0
         self.stop()
-        self.connection.fail(
-            self.stream, Status.DEADLINE_EXCEEDED, f"{self.method}: the deadline passed before it was done"
-        )
+        self.connection.expired(self.stream, f"{self.method}: the deadline passed before it was done")
 
     def stop(self) -> None:
         """Cancels the handler; nobody waits for its answer any more."""
@@ -233,6 +231,7 @@ class ServerConnection(Connection):
         self.tick = 0
         what = "not authenticated" if self.greeted else "no hello"
         self.log.warning("%s: %s within %g s", self, what, self.server.hello_timeout)
+        self.reactor.timed_out += 1
         self.abort(what)
 
     def greeting(self) -> None:
@@ -457,7 +456,7 @@ class ServerConnection(Connection):
             if until:
                 deadline_ms = math.ceil((until - self.reactor.loop.time()) * 1000)
                 if deadline_ms <= 0:
-                    self.fail(stream, Status.DEADLINE_EXCEEDED, "the deadline passed before the call was begun")
+                    self.expired(stream, "the deadline passed before the call was begun")
                     release(receiver, None)
                     continue
             if self.server.full:
@@ -712,11 +711,18 @@ class ServerConnection(Connection):
     ) -> None:
         """Ends a call with a status; `carried` is its metadata."""
         self.server.errors += 1
+        self.log.debug("%s: stream %d: %s: %s", self, stream, status.name, message)
         self.send_error(stream, status, message, details, carried)
+
+    def expired(self, stream: int, message: str) -> None:
+        """Ends a call whose deadline has passed."""
+        self.server.expired += 1
+        self.fail(stream, Status.DEADLINE_EXCEEDED, message)
 
     def refuse_call(self, stream: int, status: Status, message: str) -> None:
         """Ends a call that no handler has seen: the peer may make it again."""
         self.server.errors += 1
+        self.log.debug("%s: stream %d: refused: %s: %s", self, stream, status.name, message)
         self.send_refusal(stream, status, message)
 
     def cancel(self, stream: int) -> None:

@@ -37,6 +37,7 @@ class Stats(MapStats):
     connections: int = gauge("Connections that are open.")
     requests: int = counter("Calls received; of a client: made.")
     errors: int = counter("Calls answered with a status other than OK.")
+    expired: int = counter("Calls of a server whose deadline passed before they were done, or begun.")
     calls: int = gauge("Calls whose handlers wait for something; of a client: in flight.")
     queued: int = gauge("Calls that have come and are not begun.")
     refused: int = counter("Connections beyond the limit.")
@@ -63,6 +64,7 @@ class Stats(MapStats):
     items_out: int = counter("Items of streams sent.")
     credit_stalls: int = counter("Times that a stream had to wait for its peer to take items.")
     violations: int = counter("Connections closed because their peer broke the protocol.")
+    timed_out: int = counter("Connections closed for want of a hello, of an identity, or of an answer to a ping.")
     compressed_bytes_in: int = counter("Bytes of payloads that came compressed.")
     decompressed_bytes_in: int = counter("Bytes that they are decompressed.")
     compressed_bytes_out: int = counter("Bytes of payloads that were sent compressed.")
@@ -93,6 +95,7 @@ def collect(reactors: Iterable[Reactor], regions: RegionMap, packing: Packing | 
         "items_out": sum(each.streams.items_out for each in reactors),
         "credit_stalls": sum(each.streams.stalls for each in reactors),
         "violations": sum(each.violations for each in reactors),
+        "timed_out": sum(each.timed_out for each in reactors),
     }
     if packing is not None:
         found |= {

@@ -111,18 +111,19 @@ static void drop_reports(int fd) {
 
 /* Each of the next three: bytes, 0 if there was no room or nothing there, or a negative errno. */
 
+static ssize_t send_with(const struct pair *pair, uint64_t sent, uint64_t n, int flags) {
+    ssize_t taken = send(pair->sender, pair->source + sent, n, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
+    return taken < 0 ? (errno == EAGAIN ? 0 : -errno) : taken;
+}
+
 static ssize_t send_some(const struct pair *pair, uint64_t sent) {
     uint64_t n = pair->length - sent;
-    int flags = MSG_DONTWAIT | MSG_NOSIGNAL;
-    if (pair->segment) { /* as outbound.c does it */
-        n = n < pair->segment ? n : pair->segment;
-        flags |= MSG_ZEROCOPY | MSG_EOR;
-    }
-    ssize_t taken = send(pair->sender, pair->source + sent, n, flags);
-    int failed = errno;
-    if (pair->segment)
-        drop_reports(pair->sender);
-    return taken < 0 ? (failed == EAGAIN || failed == ENOBUFS ? 0 : -failed) : taken;
+    if (!pair->segment)
+        return send_with(pair, sent, n, 0);
+    n = n < pair->segment ? n : pair->segment; /* as outbound.c does it */
+    ssize_t taken = send_with(pair, sent, n, MSG_ZEROCOPY | MSG_EOR);
+    drop_reports(pair->sender);
+    return taken == -ENOBUFS ? send_with(pair, sent, n, MSG_EOR) : taken;
 }
 
 static ssize_t copy_some(const struct pair *pair, uint64_t received) {

@@ -1,6 +1,6 @@
 /* A connection's two halves. Inside net/ only.
  *
- * The *inbound* half belongs to the thread that runs the reactor's poll; nobody else touches it. The *outbound* half is guarded by the
+ * The *inbound* half, and `bulk_turn`, belong to the thread that runs the reactor's poll; nobody else touches them. The *outbound* half is guarded by the
  * reactor's mutex, since replies come from the thread of the event loop. `id`, `fd` and `mapping` never change.
  */
 #ifndef ZCRPC_CONNECTION_H
@@ -29,6 +29,7 @@ struct zc_connection {
     _Atomic uint8_t closing; /* enum zc_closing; written with the mutex held */
 
     struct zc_inbound in;
+    uint64_t bulk_turn;     /* the reactor's count of such turns when it last had one in the middle of a large payload */
     struct zc_outbound out; /* the reactor's mutex guards this and all below */
     _Atomic bool doomed;    /* poll is to close it, for this reason; written with the mutex held */
     uint8_t reason;         /* enum zc_close */

@@ -22,6 +22,7 @@
 #define ZC_PREFACE_SIZE 8
 #define ZC_FRAME_SIZE 24
 #define ZC_CHUNK_BYTES (1u << 20) /* what we ask peers to cut payloads into: 0.3 ms of loopback, a small call waits no longer */
+#define ZC_BULK_FROM (128u << 10) /* a payload of which so much is left makes small frames of other connections wait noticeably */
 
 enum zc_kind {
     ZC_HELLO = 1, /* limits, features, methods: a msgpack map; the first frame in each direction, and only there */

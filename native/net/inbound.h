@@ -23,7 +23,6 @@
 #include "net/receive.h"
 
 #define ZC_TURN_BYTES (64u << 10) /* of small frames per connection and wake-up, so that a loud one does not starve the others */
-#define ZC_BULK_FROM (128u << 10) /* a payload of which so much is missing makes small frames of other connections wait noticeably */
 
 /* A large payload on its way in. */
 struct zc_incoming {
@@ -49,7 +48,6 @@ struct zc_inbound {
     struct zc_incoming *receiving; /* whose bytes come next */
     struct zc_incoming *chunked;   /* between two chunks, or the same as receiving */
     _Atomic uint64_t progress_ms;  /* when bytes came last; relaxed: written by the thread that polls, read by any */
-    uint64_t bulk_turn;            /* the reactor's count of such turns when it last had one in the middle of a large payload */
 };
 
 /* What a turn works with: the reactor's receiving side. */

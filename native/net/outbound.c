@@ -56,6 +56,10 @@ bool zc_outbound_empty(const struct zc_outbound *out) {
     return out->small_begin == out->small_end && !out->first;
 }
 
+bool zc_outbound_bulky(const struct zc_outbound *out) {
+    return out->first && out->first->chunk_left + out->first->left >= ZC_BULK_FROM;
+}
+
 uint64_t zc_outbound_queued(const struct zc_outbound *out) {
     return out->small_end - out->small_begin;
 }
@@ -382,8 +386,13 @@ static ssize_t send_pages(struct zc_outbound *out, int fd, struct zc_tokens *don
 }
 
 int zc_outbound_flush(struct zc_outbound *out, int fd, struct zc_tokens *done, struct zc_send_counters *counters) {
+    uint64_t end = counters->bytes + ZC_TURN_SENT;
     out->blocked = false;
     while (!zc_outbound_empty(out)) {
+        if (counters->bytes >= end) {
+            out->blocked = true;
+            break;
+        }
         struct zc_item *item = out->first;
         bool pages = item && item->padded && item->head_sent == item->head_length && (item->chunk_left || item->pad_left);
         ssize_t sent = pages ? send_pages(out, fd, done, counters) : send_ordinary(out, fd);

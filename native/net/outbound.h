@@ -23,6 +23,9 @@
 
 #include "net/reactor.h"
 
+/* Bytes of a connection's turn. A socket whose peer reads at the same time may never be full. */
+#define ZC_TURN_SENT ZC_CHUNK_BYTES
+
 struct zc_item {
     struct zc_item *next;
     uint64_t token;
@@ -50,7 +53,7 @@ struct zc_outbound {
     uint64_t passed;                      /* bytes of short ones since the last chunk of a long one */
     struct zc_item *unreported;           /* sent, but the kernel may still read them */
     uint32_t zerocopy_next;
-    bool blocked; /* the socket takes nothing more now */
+    bool blocked; /* goes on when the socket is writable: it took nothing more, or this connection's turn is over */
     struct zc_peer peer;
     uint32_t
         segment; /* bytes of whole pages that fit one segment, when the last head was sent; 0: this socket cannot send them so that they can be mapped */
@@ -77,6 +80,7 @@ uint32_t zc_whole_pages(int fd);
 void zc_outbound_init(struct zc_outbound *out);
 void zc_outbound_free(struct zc_outbound *out);
 bool zc_outbound_empty(const struct zc_outbound *out); /* nothing waits to be sent */
+bool zc_outbound_bulky(const struct zc_outbound *out); /* in the middle of a large payload */
 uint64_t zc_outbound_queued(const struct zc_outbound *out);
 
 /* Copies bytes of whole frames behind the small ones. 0 or -ENOMEM. */
@@ -84,7 +88,8 @@ int zc_outbound_append(struct zc_outbound *out, const void *bytes, uint64_t leng
 /* Queues a frame with a payload by reference. 0, -EINVAL (the frame does not fit the buffers) or -ENOMEM. */
 int zc_outbound_queue(struct zc_outbound *out, const void *head, uint64_t head_length, const struct zc_buffer *buffers, uint32_t count,
                       uint64_t token);
-/* Sends until nothing is left or the socket is full (`blocked`). Finished items' tokens go to `done`. 0 or a negative errno. */
+/* One turn: sends until nothing is left, the socket is full or ZC_TURN_SENT were sent; `blocked` if something is left. Finished items'
+ * tokens go to `done`. 0 or a negative errno. */
 int zc_outbound_flush(struct zc_outbound *out, int fd, struct zc_tokens *done, struct zc_send_counters *counters);
 /* Reads the kernel's reports of zerocopy sends. Returns how many reports there were. */
 int zc_outbound_reports(struct zc_outbound *out, int fd, struct zc_tokens *done, struct zc_send_counters *counters);

@@ -4,6 +4,7 @@
 #define ZCRPC_REACTOR_STATE_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "net/connection.h"
 
@@ -33,6 +34,7 @@ struct zc_reactor {
     uint64_t now_ms, next_sweep_ms;
     uint32_t starved; /* connections that wait for memory */
     uint32_t rounds;  /* of feeding them */
+    int left;         /* where in the list of ready sockets the next round begins */
     uint64_t bulk_turns;
     bool bulk_waits; /* no connection in the middle of a large payload had a turn in the last round, though some were ready */
 
@@ -49,6 +51,8 @@ struct zc_reactor {
     struct zc_cradle *cradle; /* of the connections added last; the reactor counts as one of its users */
     uint64_t connections;
 
+    _Atomic bool bulky; /* the last poll had to do with large payloads; relaxed: a hint */
+
     struct zc_handover handover;
 };
 
@@ -59,6 +63,7 @@ int64_t zc_reactor_work(struct zc_reactor *reactor, uint32_t index, int timeout_
 struct zc_connection *zc_reactor_find(struct zc_reactor *reactor, uint64_t id);
 void zc_reactor_doom(struct zc_reactor *reactor, struct zc_connection *connection, enum zc_close reason, int error);
 void zc_reactor_flush(struct zc_reactor *reactor, struct zc_connection *connection);
+void zc_reactor_sent(struct zc_reactor *reactor, struct zc_connection *connection, int failed);
 void zc_reactor_watch(struct zc_reactor *reactor, struct zc_connection *connection);
 
 void zc_reactor_wake(struct zc_reactor *reactor);

@@ -22,8 +22,9 @@ static void count_run(struct zc_core *core, uint64_t runs, uint64_t pages) {
     pthread_mutex_unlock(&core->ledger);
 }
 
+/* Gives back what a nursery left in a region. */
 static void clean(struct zc_core *core, struct zc_actor *self, struct zc_space *space) {
-    zc_write_recycle(core, self, space, NULL);
+    zc_write_recycle(core, self, space, &space->stale, 0);
     space->stale = (struct zc_page_set){{0}};
     space->stale_pages = 0;
     space->room = ZC_UNIT_PAGES;
@@ -84,8 +85,8 @@ int zc_lease_reserve(struct zc_nursery *nursery, enum zc_memory memory, uint64_t
 static void release_run(struct zc_core *core, struct zc_space *space, uint64_t pages) {
     struct zc_space_list one = {0};
     atomic_store_explicit(&space->use, ZC_USE_NONE, ZC_RELAXED);
-    if (space->memory == ZC_MAPPED)
-        clean(core, NULL, space);
+    if (space->memory == ZC_MAPPED) /* the run may be longer: what lies behind the payload was never mapped */
+        zc_write_recycle(core, NULL, space, NULL, pages * ZC_PAGE);
     count_run(core, -1ull, -pages);
     zc_space_push(&one, space);
     zc_ledger_give(core, NULL, &one);

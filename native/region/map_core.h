@@ -127,8 +127,9 @@ static inline struct zc_space *zc_space_pop(struct zc_space_list *list) {
 int zc_write_attach(struct zc_core *core, struct zc_actor *self, enum zc_memory memory, uint32_t units, struct zc_space **out);
 /* Detaches all of the list in one write section and gives the memory back; the ledger has been credited already. */
 void zc_write_detach(struct zc_core *core, struct zc_actor *self, struct zc_space_list *spaces);
-/* Gives pages back to the system: those in the set, or all of them. */
-void zc_write_recycle(struct zc_core *core, struct zc_actor *self, struct zc_space *space, const struct zc_page_set *pages);
+/* Gives pages back to the system: those in the set or, without one, those of the first `length` bytes. */
+void zc_write_recycle(struct zc_core *core, struct zc_actor *self, struct zc_space *space, const struct zc_page_set *pages,
+                      uint64_t length);
 
 /* ---- ledger.c: the budget and the idle regions ---- */
 

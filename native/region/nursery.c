@@ -99,7 +99,7 @@ static void make_clean(struct zc_space *space, const struct zc_page_set *pages) 
 static void recycle(struct zc_nursery *nursery, struct zc_actor *self, struct zc_space *space, struct zc_space_list *left) {
     struct zc_page_set stale = space->stale; /* what is released meanwhile stays stale */
     pthread_mutex_unlock(&nursery->mutex);
-    zc_write_recycle(nursery->core, self, space, &stale);
+    zc_write_recycle(nursery->core, self, space, &stale, 0);
     pthread_mutex_lock(&nursery->mutex);
     make_clean(space, &stale);
     space->recycling = false;
@@ -130,7 +130,7 @@ static struct zc_space *place_here(struct zc_nursery *nursery, enum zc_memory me
 
 static struct zc_space *place_in_new(struct zc_nursery *nursery, struct zc_space *space, uint32_t pages, uintptr_t *address) {
     if (space->stale_pages > 0 && zc_page_set_find_gap(&space->stale, pages) < 0) {
-        zc_write_recycle(nursery->core, nursery->actor, space, &space->stale);
+        zc_write_recycle(nursery->core, nursery->actor, space, &space->stale, 0);
         make_clean(space, &space->stale);
     }
     pthread_mutex_lock(&nursery->mutex);

@@ -189,7 +189,7 @@ int zc_region_detach(struct zc_map *map, struct zc_actor *self, struct zc_region
 int zc_region_recycle(struct zc_map *map, struct zc_actor *self, struct zc_region *region) {
     if (!claim(map, region))
         return -EBUSY;
-    zc_write_recycle(zc_core_of(map), self, zc_space_of(region), NULL);
+    zc_write_recycle(zc_core_of(map), self, zc_space_of(region), NULL, zc_region_end(region) - zc_region_start(region));
     atomic_store_explicit(&zc_space_of(region)->use, ZC_USE_HAND, ZC_RELEASE);
     return 0;
 }

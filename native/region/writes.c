@@ -105,11 +105,11 @@ void zc_write_detach(struct zc_core *core, struct zc_actor *self, struct zc_spac
 }
 
 /* Returns the bytes given back. */
-static uint64_t give_back(struct zc_region *region, const struct zc_page_set *pages) {
-    uintptr_t start = atomic_load_explicit(&region->start, ZC_RELAXED), limit = atomic_load_explicit(&region->end, ZC_RELAXED);
+static uint64_t give_back(struct zc_region *region, const struct zc_page_set *pages, uint64_t length) {
+    uintptr_t start = atomic_load_explicit(&region->start, ZC_RELAXED);
     if (pages == NULL) {
-        madvise((void *)start, limit - start, MADV_DONTNEED);
-        return limit - start;
+        madvise((void *)start, length, MADV_DONTNEED);
+        return length;
     }
     uint64_t bytes = 0;
     for (uint32_t first = 0; (first = zc_page_set_next(pages, first, true)) < ZC_UNIT_PAGES;) {
@@ -121,11 +121,12 @@ static uint64_t give_back(struct zc_region *region, const struct zc_page_set *pa
     return bytes;
 }
 
-void zc_write_recycle(struct zc_core *core, struct zc_actor *self, struct zc_space *space, const struct zc_page_set *pages) {
+void zc_write_recycle(struct zc_core *core, struct zc_actor *self, struct zc_space *space, const struct zc_page_set *pages,
+                      uint64_t length) {
     struct zc_map *map = &core->map;
     self = begin(core, self);
     map->strategy->region_write_lock(map, self, space->region);
-    uint64_t begun = zc_cycles(), bytes = give_back(space->region, pages), cycles = zc_cycles() - begun;
+    uint64_t begun = zc_cycles(), bytes = give_back(space->region, pages, length), cycles = zc_cycles() - begun;
     end(core, self);
 
     pthread_mutex_lock(&core->ledger);

@@ -154,6 +154,20 @@ static void stale_pages_are_recycled_around_held_ones(void) {
     unmake(&f);
 }
 
+/* What giving back costs is counted by the bytes that were given back, not by those of the run around them. */
+static void a_run_gives_back_what_its_payload_had(void) {
+    struct fixture f = make(64 * MIB, 64 * MIB);
+    uint64_t *bytes = &zc_core_of(f.map)->recycled_bytes;
+    zc_lease_release(reserve(&f, ZC_MAPPED, 5 * MIB + 1));
+    CHECK_EQUAL(*bytes, 5 * MIB + ZC_PAGE);
+    zc_lease_release(reserve(&f, ZC_MAPPED, 100 * ZC_PAGE)); /* stays stale in its nursery */
+    CHECK_EQUAL(*bytes, 5 * MIB + ZC_PAGE);
+    zc_lease_release(reserve(&f, ZC_COPIED, 5 * MIB));
+    CHECK_EQUAL(*bytes, 5 * MIB + ZC_PAGE);
+    CHECK(zc_map_recycle_cost(f.map) > 0);
+    unmake(&f);
+}
+
 static void an_idle_region_with_stale_pages_is_cleaned_for_a_run(void) {
     struct fixture f = make(2 * MIB, 2 * MIB);
     zc_lease_release(reserve(&f, ZC_MAPPED, 100 * ZC_PAGE));
@@ -265,6 +279,7 @@ int main(void) {
     RUN(copied_pages_are_reused_at_once);
     RUN(mapped_pages_are_clean);
     RUN(stale_pages_are_recycled_around_held_ones);
+    RUN(a_run_gives_back_what_its_payload_had);
     RUN(an_idle_region_with_stale_pages_is_cleaned_for_a_run);
     RUN(placing_and_releasing_at_once, ZC_COPIED, 8 * MIB, 1500);
     RUN(placing_and_releasing_at_once, ZC_MAPPED, 8 * MIB, 2500);

@@ -5,6 +5,7 @@
 #include <linux/sockios.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
@@ -318,17 +319,25 @@ struct crowd {
     uint64_t length;
 };
 
-static int crowd_join(struct crowd *crowd) {
+/* A peer without a reactor, which has said hello: its end. */
+static int join_raw(struct zc_reactor *server, uint64_t *connection, int *accepted) {
     int fds[2];
     unsigned char opening[ZC_PREFACE_SIZE + ZC_FRAME_SIZE];
     connect_tcp(fds);
-    CHECK(zc_reactor_add(crowd->server, fds[0], 0) > 0);
-    crowd->accepted[crowd->joined++] = fds[0];
+    int64_t id = zc_reactor_add(server, fds[0], 0);
+    CHECK(id > 0);
+    *connection = (uint64_t)id;
+    *accepted = fds[0];
     memcpy(opening, ZC_PREFACE, ZC_PREFACE_SIZE);
     put_frame(opening + ZC_PREFACE_SIZE, hello, NULL, NULL);
     CHECK(send(fds[1], opening, sizeof opening, 0) == sizeof opening);
     CHECK(fcntl(fds[1], F_SETFL, O_NONBLOCK) == 0);
     return fds[1];
+}
+
+static int crowd_join(struct crowd *crowd) {
+    uint64_t connection;
+    return join_raw(crowd->server, &connection, &crowd->accepted[crowd->joined++]);
 }
 
 static void begin_crowd(struct crowd *crowd) {
@@ -408,6 +417,167 @@ static void small_frames_pass_large_payloads_of_others(void) {
     CHECK(most <= 3 * ZC_CHUNK_BYTES + UPLOADS * 65536); /* a turn each at first, in which the payload begins */
     CHECK(least >= UPLOAD / 2);
     end_crowd(&crowd);
+}
+
+static void *drain_all(void *argument) {
+    struct pollfd *ends = argument;
+    static char sink[MIB];
+    for (uint32_t open = UPLOADS; open && poll(ends, UPLOADS, 10000) > 0;) {
+        for (int i = 0; i < UPLOADS; i++) {
+            if (ends[i].revents && recv(ends[i].fd, sink, sizeof sink, 0) <= 0) {
+                close(ends[i].fd);
+                ends[i].fd = -1;
+                open--;
+            }
+        }
+    }
+    return NULL;
+}
+
+static uint64_t bytes_out(struct zc_reactor *reactor) {
+    struct zc_reactor_stats stats;
+    zc_reactor_stats(reactor, &stats);
+    return stats.bytes_out;
+}
+
+/* The same the other way: peers that read as fast as they are sent to never fill a socket, and still one round sends a bounded share. */
+static void what_is_sent_in_a_round_is_bounded(void) {
+    struct zc_map *map = new_map(64 * MIB);
+    struct zc_reactor *client = new_reactor(map, (struct zc_reactor_options){0});
+    uint64_t connection, length = 4 * UPLOAD, most = 0;
+    int accepted, small = join_raw(client, &connection, &accepted);
+    unsigned char ping[ZC_FRAME_SIZE], head[ZC_FRAME_SIZE], *source = calloc(1, length);
+    put_frame(ping, (struct zc_frame){.kind = ZC_PING}, NULL, NULL);
+    put_frame(head, (struct zc_frame){.kind = ZC_REQUEST, .payload_length = length}, NULL, NULL);
+    int64_t uploads[UPLOADS];
+    struct pollfd ends[UPLOADS];
+    for (int i = 0; i < UPLOADS; i++) {
+        int fds[2];
+        connect_tcp(fds);
+        uploads[i] = zc_reactor_add(client, fds[1], 0);
+        ends[i] = (struct pollfd){fds[0], POLLIN, 0};
+    }
+    pthread_t reader;
+    CHECK(pthread_create(&reader, NULL, drain_all, ends) == 0);
+    for (uint32_t i = 0; i < UPLOADS; i++) {
+        uint64_t before = bytes_out(client);
+        CHECK(zc_reactor_send(client, (uint64_t)uploads[i], head, sizeof head, &(struct zc_buffer){source, length}, 1, i) == 0);
+        CHECK(bytes_out(client) - before < 2 * ZC_CHUNK_BYTES);
+    }
+    uint32_t sent = 0;
+    for (int round = 0; sent < UPLOADS && round < 20000; round++) {
+        CHECK(send(small, ping, sizeof ping, 0) == sizeof ping); /* with something to tell, no second round follows at once */
+        uint64_t before = bytes_out(client), n = (uint64_t)zc_reactor_poll(client, 10), out = bytes_out(client) - before;
+        most = out > most ? out : most;
+        for (uint64_t i = 0; i < n; i++)
+            sent += zc_reactor_batch(client, 0)->events[i].kind == ZC_EVENT_SENT;
+    }
+    printf("at most %.2f MiB sent in a round\n", (double)most / MIB);
+    CHECK(sent == UPLOADS && most < 3 * ZC_CHUNK_BYTES);
+    zc_reactor_destroy(client);
+    pthread_join(reader, NULL);
+    close(small);
+    zc_map_drop(map);
+    free(source);
+}
+
+/* Where small frames fill every batch to the brim, large payloads have their turn in every other round, and nobody who is loud keeps those
+ * behind him from theirs. */
+static void nobody_starves_in_a_flood(void) {
+    enum { LOUD = 16, PING = 32000 };
+    static unsigned char flood[2 * PING];
+    struct crowd crowd;
+    begin_crowd(&crowd);
+    int loud[LOUD], accepted;
+    uint64_t connections[LOUD], at[LOUD] = {0}, pings[LOUD] = {0}, least = UINT64_MAX, most = 0;
+    uint32_t finished = 0;
+    for (int i = 0; i < 2; i++)
+        put_frame(flood + i * PING, (struct zc_frame){.kind = ZC_PING, .header_length = PING - ZC_FRAME_SIZE}, NULL, NULL);
+    for (int i = 0; i < LOUD; i++)
+        loud[i] = join_raw(crowd.server, &connections[i], &accepted);
+    for (int round = 0; finished < UPLOADS && round < 2000; round++) {
+        fill_sockets(&crowd);
+        for (int i = 0; i < LOUD; i++) {
+            ssize_t n = send(loud[i], flood + at[i], sizeof flood - at[i], 0);
+            at[i] = (at[i] + (n > 0 ? (uint64_t)n : 0)) % sizeof flood;
+        }
+        int64_t n = zc_reactor_poll(crowd.server, 0);
+        for (int64_t e = 0; e < n; e++) {
+            const struct zc_event *event = &zc_reactor_batch(crowd.server, 0)->events[e];
+            if (event->kind == ZC_REQUEST) {
+                release(event);
+                finished++;
+            }
+            for (int i = 0; i < LOUD; i++)
+                pings[i] += event->kind == ZC_PING && event->connection == connections[i];
+        }
+    }
+    for (int i = 0; i < LOUD; i++) {
+        least = pings[i] < least ? pings[i] : least;
+        most = pings[i] > most ? pings[i] : most;
+        close(loud[i]);
+    }
+    printf("beside %u uploads: %llu to %llu of each who was loud\n", finished, (unsigned long long)least, (unsigned long long)most);
+    CHECK(finished == UPLOADS && least >= most / 2);
+    end_crowd(&crowd);
+}
+
+/* Where there is nothing else, one poll goes on for more than a round, but not for ever. */
+static void rounds_follow_each_other_while_nothing_is_small(void) {
+    struct crowd crowd;
+    begin_crowd(&crowd);
+    uint64_t most = 0;
+    for (uint32_t finished = 0, turn = 0; finished < UPLOADS && turn < 5000; turn++) {
+        struct zc_reactor_stats before, after;
+        fill_sockets(&crowd);
+        zc_reactor_stats(crowd.server, &before);
+        int64_t n = zc_reactor_poll(crowd.server, 0);
+        zc_reactor_stats(crowd.server, &after);
+        most = after.bytes_in - before.bytes_in > most ? after.bytes_in - before.bytes_in : most;
+        for (int64_t i = 0; i < n; i++) {
+            const struct zc_event *event = &zc_reactor_batch(crowd.server, 0)->events[i];
+            if (event->kind == ZC_REQUEST) {
+                release(event);
+                finished++;
+            }
+        }
+    }
+    printf("at most %.2f MiB in a poll\n", (double)most / MIB);
+    CHECK(most > 3 * ZC_CHUNK_BYTES && most <= 7 * ZC_CHUNK_BYTES);
+    end_crowd(&crowd);
+}
+
+static unsigned yields;
+
+int sched_yield(void) { /* instead of libc's */
+    yields++;
+    return 0;
+}
+
+/* Who was woken by what is submitted gets the CPU before the next part of a large payload is copied; without one there is no need. */
+static void what_is_submitted_beside_large_payloads_yields(void) {
+    struct zc_map *map = new_map(64 * MIB);
+    struct zc_reactor *server = new_reactor(map, (struct zc_reactor_options){.receive = ZC_RECEIVE_COPY});
+    uint64_t small, large;
+    int accepted, ends[2] = {join_raw(server, &small, &accepted), join_raw(server, &large, &accepted)};
+    static unsigned char request[32 * 1024]; /* and more is announced */
+    put_frame(request, (struct zc_frame){.kind = ZC_REQUEST, .payload_length = 8 * MIB}, NULL, NULL);
+    for (uint32_t greeted = 0; greeted < 2;)
+        greeted += (uint32_t)zc_reactor_poll(server, 1000);
+    yields = 0;
+    submit(server, small, (struct zc_frame){.kind = ZC_PING}, NULL, NULL);
+    CHECK_EQUAL(yields, 0);
+    CHECK(send(ends[1], request, sizeof request, 0) == sizeof request);
+    CHECK(zc_reactor_poll(server, 1000) == 0);
+    submit(server, small, (struct zc_frame){.kind = ZC_PING}, NULL, NULL);
+    CHECK_EQUAL(yields, 1);
+    CHECK(zc_reactor_poll(server, 0) == 0); /* nothing more comes */
+    submit(server, small, (struct zc_frame){.kind = ZC_PING}, NULL, NULL);
+    CHECK_EQUAL(yields, 1);
+    close(ends[0]);
+    close(ends[1]);
+    zc_reactor_destroy(server);
+    zc_map_drop(map);
 }
 
 /* Requests with headers and payloads, large and small in turn, back to back, so that whatever is received behind one belongs to the next.
@@ -858,6 +1028,10 @@ int main(int argc, char **argv) {
     RUN(short_payloads_pass_between_chunks, false);
     RUN(short_payloads_pass_between_chunks, true);
     RUN(small_frames_pass_large_payloads_of_others);
+    RUN(what_is_sent_in_a_round_is_bounded);
+    RUN(rounds_follow_each_other_while_nothing_is_small);
+    RUN(what_is_submitted_beside_large_payloads_yields);
+    RUN(nobody_starves_in_a_flood);
     RUN(requests_follow_each_other, ZC_RECEIVE_COPY, false);
     RUN(requests_follow_each_other, ZC_RECEIVE_ZEROCOPY, true);
     RUN(requests_follow_each_other, ZC_RECEIVE_AUTO, true);

@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import Any
 
 import zcrpc
-from zcrpc.calibration import Receive
+from zcrpc import calibration
+from zcrpc.calibration import Cost, Receive, WayCost
 from zcrpc.lab.processes import Child, hear, say
 
 PAGE = 4096
@@ -88,9 +89,14 @@ class Bench(zcrpc.Service):
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class ServiceOptions:
-    """Options of the `zcrpc.Server` that are set; the others keep their defaults."""
+    """Options of the `zcrpc.Server` that are set; the others keep their defaults.
+
+    whole_pages_from: with receive="auto", what calibration is to have found: bytes from which on mapping pays; 0: what
+        it does find.
+    """
 
     receive: Receive = "auto"
+    whole_pages_from: int = 0
     locks: str = "per-region"
     receive_threads: int = 0
     uvloop: bool = True
@@ -155,6 +161,8 @@ def _snapshot(server: zcrpc.Server) -> Snapshot:
 
 
 async def _serve(options: ServiceOptions) -> None:
+    if options.whole_pages_from:
+        calibration.assume([Cost(options.whole_pages_from, copy=WayCost(1.0, 1.0), map=WayCost(0.5, 0.5))])
     server = zcrpc.Server(
         Bench(), receive=options.receive, locks=options.locks, receive_threads=options.receive_threads, **options.more
     )
