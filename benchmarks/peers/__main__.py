@@ -72,9 +72,9 @@ def peers(
             from peers import plot  # matplotlib takes its time, and belongs to an extra
 
             plot.draw(rows, plot_path)
-        if short_path is not None:
+        if short_path is not None and status == 0:
             marked.write(short_path, SHORT_MARK, tables.short(found, rows))
-        if full_path is not None:
+        if full_path is not None and status == 0:
             drawing = os.path.relpath(plot_path, full_path.parent) if plot_path is not None else ""
             marked.write(full_path, FULL_MARK, tables.full(found, rows, drawing))
     sys.exit(status or int(any(row.failed or row.wrong for row in rows)))
