@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORE := $(shell find native -not -path 'native/tests/*' -not -path 'native/models/*' -type f)
 C_FILES := $(shell find native benchmarks -name '*.[ch]')
 
-.PHONY: demo test lint native-tests sanitize torture models bench bench-short figures report docs kernel-ab instructions instructions-record clean
+.PHONY: demo test lint native-tests sanitize torture models bench bench-short figures peers report docs kernel-ab instructions instructions-record clean
 
 demo: $(VENV)/installed
 	$(BIN)/zcrpc lab seed --seconds 2 --rounds 3
@@ -69,6 +69,12 @@ instructions instructions-record: $(VENV)/installed
 
 figures: $(VENV)/installed
 	$(BIN)/python benchmarks/figures.py
+
+# zcrpc beside other stacks, 40 minutes on two quiet cores; the tables and drawings that show them. PEERS has options.
+peers: $(VENV)/installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[peers]'
+	mkdir -p build
+	PYTHONPATH=benchmarks $(BIN)/python -m peers --json build/peers.json --plot docs/peers.svg --short README.md --full docs/peers.md $(PEERS)
 
 # Every experiment with its default settings, and the page that shows them: build/report.html. Results that are there are kept.
 RESULTS := seed bench kernel upload torture conflicts simulate validation

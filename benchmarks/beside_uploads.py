@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
 from statistics import median
 from typing import Literal, TypeAlias
@@ -105,8 +105,7 @@ def _found(small: LoadResult, upload_gigabytes_per_second: float) -> Found:
 def servers() -> Iterator[Servers]:
     """Both servers, each in a process of its own."""
     with zcrpc_server("upload") as one, zcrpc_server("upload") as other:
-        assert one.service is not None
-        yield Servers(replace(one, method=one.service.ready.methods["Bench.echo"]), one, other)
+        yield Servers(one.for_work("echo"), one, other)
 
 
 def medians(found: list[Found]) -> Found:

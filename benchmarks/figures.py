@@ -17,16 +17,16 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import beside_uploads
 import connections
 import failover
 import importing
 import lock_figures
+import peer_figures
 import soak
 import streams
-from peers import c_floor, uvloop_floor, zcrpc_server
+from peers import zcrpc_server
 from rich.console import Console
 from rich.table import Table
 from rounds import alternate, medians
@@ -117,46 +117,6 @@ def receiving(settings: Settings) -> Iterator[Figure]:
         )
 
 
-def echo(settings: Settings) -> Iterator[Figure]:
-    """Calls through a Python handler against the floors."""
-    with ExitStack() as stack:
-        peers = [stack.enter_context(each("echo")) for each in (zcrpc_server, c_floor, uvloop_floor)]
-        ways = {peer.name: partial(peer.run, "echo", 4096, connections=100, seconds=1.0) for peer in peers}
-        found = alternate(ways, settings.rounds)
-    cpu = medians(found, lambda each: each.server_cpu_us_per_request)
-    speed = medians(found, lambda each: each.requests_per_second)
-    ratio = cpu["zcrpc"] / cpu["C floor"]
-    yield Figure(
-        "server CPU per 4 KiB echo, 100 connections",
-        "≤ 1.6 × the C floor",
-        f"{ratio:.2f} ×: "
-        + ", ".join(
-            f"{name} {cpu[name]:.2f} µs at {speed[name]:,.0f}/s" for name in ("zcrpc", "C floor", "uvloop floor")
-        ),
-        ratio <= 1.6,
-    )
-
-
-def uploads(settings: Settings) -> Iterator[Figure]:
-    """16 MiB uploads, Python client and server, against the C floor."""
-    payload = 16 * MIB
-    with c_floor("upload") as floor, uvloop_floor("upload") as hand_written:
-        ways: dict[str, Callable[[], Any]] = {
-            "zcrpc": lambda: upload.run("auto", payload, 1.5),
-            "C floor": lambda: floor.run("upload", payload, seconds=1.5),
-            "uvloop floor": lambda: hand_written.run("upload", payload, seconds=1.5),
-        }
-        found = alternate(ways, settings.rounds)
-    speed = medians(found, lambda each: each.gigabytes_per_second)
-    cpu = medians(found, lambda each: each.server_cpu_seconds_per_gigabyte)
-    told = ", ".join(f"{name} {speed[name]:.2f}" for name in ways)
-    ratio = speed["zcrpc"] / speed["C floor"]
-    yield Figure("GB/s of 16 MiB uploads", "≥ 0.85 × the C floor", f"{ratio:.2f} ×: {told}", ratio >= 0.85)
-    told = ", ".join(f"{name} {cpu[name]:.3f}" for name in ways)
-    ratio = cpu["zcrpc"] / cpu["C floor"]
-    yield Figure("server CPU s/GB of them", "≤ 1.3 × the C floor", f"{ratio:.2f} ×: {told}", ratio <= 1.3)
-
-
 def auto(settings: Settings) -> Iterator[Figure]:
     """`auto` against the better of the two ways that it chooses from, as calibration decides on this host."""
     everything = {"place_from": 4 * KIB, "map_from": 4 * KIB}
@@ -207,20 +167,6 @@ def controller(settings: Settings) -> Iterator[Figure]:
             f"{ratio:.2f} ×: " + ", ".join(f"{name} {figure:.3f} s/GB" for name, figure in cpu.items()),
             ratio <= 1.05,
         )
-
-
-def memory(settings: Settings) -> Iterator[Figure]:
-    """What a server needs besides the payloads in flight."""
-    payload = 16 * MIB
-    with zcrpc_server("upload") as peer:
-        assert peer.service is not None
-        before = peer.service.snapshot()
-        peer.run("upload", payload, seconds=2.0)
-        after = peer.service.snapshot()
-    beyond = after.resident_peak_bytes - before.resident_bytes - payload
-    yield Figure(
-        "server memory beyond payloads in flight", "≤ 24 MiB", f"{beyond / MIB:.1f} MiB at its peak", beyond <= 24 * MIB
-    )
 
 
 def streaming(settings: Settings) -> Iterator[Figure]:
@@ -303,11 +249,13 @@ FIGURES: dict[str, Callable[[Settings], Iterator[Figure]]] = {
     "locks-together": lock_figures.together,
     "locks-beside-a-writer": lock_figures.beside_a_writer,
     "receiving": receiving,
-    "echo": echo,
-    "uploads": uploads,
+    "echo": peer_figures.echo,
+    "sequential": peer_figures.sequential,
+    "in-flight": peer_figures.in_flight,
+    "uploads": peer_figures.uploads,
+    "downloads": peer_figures.downloads,
     "auto": auto,
     "controller": controller,
-    "memory": memory,
     "idle-connections": connections.idle,
     "busy-connections": connections.busy,
     "streams": streaming,

@@ -4,7 +4,7 @@ of one run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from statistics import median
 from typing import TypeVar
 
@@ -12,13 +12,19 @@ T = TypeVar("T")
 Way = TypeVar("Way", bound=Hashable)
 
 
-def alternate(ways: Mapping[Way, Callable[[], T]], rounds: int) -> dict[Way, list[T]]:
-    """Results by way. Every second round goes backwards, so that drift hits all alike."""
-    results: dict[Way, list[T]] = {name: [] for name in ways}
+def in_turn(names: Iterable[Way], rounds: int) -> Iterator[tuple[int, Way]]:
+    """Each round's number with each name. Every second round goes backwards, so that drift hits all alike."""
+    forwards = list(names)
     for number in range(rounds):
-        names = list(ways)
-        for name in names if number % 2 == 0 else reversed(names):
-            results[name].append(ways[name]())
+        for name in forwards if number % 2 == 0 else reversed(forwards):
+            yield number, name
+
+
+def alternate(ways: Mapping[Way, Callable[[], T]], rounds: int) -> dict[Way, list[T]]:
+    """Results by way."""
+    results: dict[Way, list[T]] = {name: [] for name in ways}
+    for _, name in in_turn(ways, rounds):
+        results[name].append(ways[name]())
     return results
 
 

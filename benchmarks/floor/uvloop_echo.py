@@ -4,22 +4,29 @@ python uvloop_echo.py echo      asyncio.Protocol; sends every message back as it
 python uvloop_echo.py upload    asyncio.BufferedProtocol; bodies arrive straight in a reused buffer of their own size,
                                 the first byte of each of their pages is added up; the answer is 16 bytes: a length of 8
                                 and that sum
+python uvloop_echo.py mixed     messages of less than 1 MiB are echoed, the others are uploads
+python uvloop_echo.py download BYTES
+                                answers every message with so many bytes, the last 8 of which are the sum of their
+                                pages' first bytes
 
 Same protocol, same start-up (the port on standard output) as ``c_echo.c``. No request ids, no errors, no
 cancellation, no flow control."""
 
 import asyncio
+import os
 import sys
+from collections.abc import Callable
 
 import numpy
 import uvloop
 
 PREFIX = 8
 PAGE = 4096
+LARGE = 1 << 20  # bytes; mixed: uploads
 
 
 class Echo(asyncio.Protocol):
-    """Echoes whole messages; those that arrive in one piece are never put together."""
+    """Echoes whole messages, those that arrived together in one write; what arrives in one piece is not copied."""
 
     def __init__(self) -> None:
         self.rest = bytearray()
@@ -36,8 +43,9 @@ class Echo(asyncio.Protocol):
             length = PREFIX + int.from_bytes(data[end : end + PREFIX], "little")
             if size - end < length:
                 break
-            self.write(data if length == size else data[end : end + length])
             end += length
+        if end:
+            self.write(data if end == size else data[:end])
         if end != size:
             self.rest = bytearray(data[end:])
         elif self.rest:
@@ -70,17 +78,52 @@ class Upload(asyncio.BufferedProtocol):
             if len(self.body) < self.length:
                 self.body = numpy.empty(self.length, numpy.uint8)
         if self.done == self.length:
-            total = int(self.body[: self.length : PAGE].sum(dtype=numpy.uint64))
+            self.answer(self.body[: self.length])
             self.length, self.done = -1, 0
-            self.write((8).to_bytes(PREFIX, "little") + total.to_bytes(8, "little"))
+
+    def answer(self, body: numpy.ndarray) -> None:
+        self.write((8).to_bytes(PREFIX, "little") + page_sum(body).to_bytes(8, "little"))
 
 
-async def main(mode: str) -> None:
+class Mixed(Upload):
+    """Tells uploads from echoes by their size."""
+
+    def answer(self, body: numpy.ndarray) -> None:
+        if len(body) >= LARGE:
+            super().answer(body)
+        else:
+            self.write(len(body).to_bytes(PREFIX, "little") + body.tobytes())
+
+
+class Download(Upload):
+    """Answers with what it was made with."""
+
+    def __init__(self, reply: bytes) -> None:
+        super().__init__()
+        self.reply = reply
+
+    def answer(self, body: numpy.ndarray) -> None:
+        self.write(self.reply)
+
+
+def page_sum(body: numpy.ndarray) -> int:
+    return int(body[::PAGE].sum(dtype=numpy.uint64))
+
+
+def protocol_of(mode: str, size: int) -> Callable[[], asyncio.BaseProtocol]:
+    if mode != "download":
+        return {"echo": Echo, "upload": Upload, "mixed": Mixed}[mode]
+    body = numpy.frombuffer(os.urandom(size - 8), numpy.uint8)
+    reply = size.to_bytes(PREFIX, "little") + body.tobytes() + page_sum(body).to_bytes(8, "little")
+    return lambda: Download(reply)
+
+
+async def main(mode: str, size: int) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server({"echo": Echo, "upload": Upload}[mode], "127.0.0.1", 0, backlog=1024)
+    server = await loop.create_server(protocol_of(mode, size), "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1]))
+    uvloop.run(main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0))

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from kernel_ab import document, initramfs, machine, packages
 from zcrpc.lab import kernel_table
-from zcrpc.lab.commands.common import FILE, collect, json_option, names
+from zcrpc.lab.commands.common import FILE, collect, json_option, main_of, names
 from zcrpc.lab.kernel import WRITERS, Experiment, Round, kernel_round, run_kernel
 from zcrpc.lab.kernel_receivers import KernelReceivers, Writer
 
@@ -129,16 +129,5 @@ def _machine() -> str:
     return f"{len(os.sched_getaffinity(0))} cores, Linux {platform.release()}"
 
 
-def main() -> None:
-    """As `zcrpc.cli.main`: what is wrong with the arguments is one line on standard error, status 2."""
-    try:
-        kernel_ab.main(prog_name="kernel_ab", standalone_mode=False)
-    except click.UsageError as error:
-        click.echo(f"kernel_ab: {error.format_message()}", err=True)
-        sys.exit(2)
-    except click.Abort:
-        sys.exit(130)
-
-
 if __name__ == "__main__":
-    main()
+    main_of(kernel_ab, "kernel_ab")

@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import click
+import marked
 
 from zcrpc.lab.kernel import Round
 
-MARKS: Final = ("<!-- figures: begin -->", "<!-- figures: end -->")
+_NAME: Final = "figures"
+MARKS: Final = marked.marks(_NAME)
 
 
 def check(path: Path) -> None:
     """Raises `click.UsageError` if the file is not there or has no marks: to be known before, not after."""
-    _parts(path)
+    marked.check(path, _NAME)
 
 
 def write(path: Path, rounds: Sequence[Round], where: str) -> None:
     """Puts the table between the file's marks."""
-    before, after = _parts(path)
-    path.write_text(f"{before}{MARKS[0]}\n\n{table(rounds, where)}\n{MARKS[1]}{after}")
+    marked.write(path, _NAME, table(rounds, where))
 
 
 def table(rounds: Sequence[Round], where: str) -> str:
@@ -46,16 +46,3 @@ def table(rounds: Sequence[Round], where: str) -> str:
         how = "emulated" if each.emulated else "this machine's"
         lines.append(f"| {each.kernel} | {how} | {each.writer} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
-
-
-def _parts(path: Path) -> tuple[str, str]:
-    """What stands before and after the marks."""
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise click.UsageError(f"cannot read {path}: {error.strerror}") from None
-    before, begin, rest = text.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not begin or not end:
-        raise click.UsageError(f"{path} has no marks for the figures: {' … '.join(MARKS)}")
-    return before, after

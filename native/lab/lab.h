@@ -19,8 +19,9 @@ enum zc_load_protocol {
 
 enum zc_load_verify {
     ZC_LOAD_VERIFY_NONE,
-    ZC_LOAD_VERIFY_ECHO, /* the reply's payload (raw: body) is the request's, byte by byte */
-    ZC_LOAD_VERIFY_SUM,  /* the reply (header; raw: body) ends in the sum of the first byte of each of the payload's pages, u64, LE */
+    ZC_LOAD_VERIFY_ECHO,    /* the reply's payload (raw: body) is the request's, byte by byte */
+    ZC_LOAD_VERIFY_SUM,     /* the reply (header; raw: body) ends in the sum of the first byte of each of the payload's pages, u64, LE */
+    ZC_LOAD_VERIFY_OWN_SUM, /* raw: the reply's body ends in the sum of the first byte of each of its own pages, u64, LE */
 };
 
 struct zc_load_options {

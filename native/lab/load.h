@@ -38,6 +38,7 @@ struct load_reply {
     uint64_t done;    /* bytes of the step */
     uint64_t stretch; /* bytes of payload in this frame */
     bool same;        /* as the request, so far */
+    uint64_t sum;     /* of its own pages' first bytes */
 };
 
 struct load_connection {

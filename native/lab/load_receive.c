@@ -3,6 +3,8 @@
 
 #include "lab/load.h"
 
+#define PAGE 4096u
+
 /* Collects up to `want` bytes of a fixed-size part. Returns the bytes taken from the input. */
 static size_t collect(struct load_reply *reply, unsigned char *into, size_t room, uint64_t want, const unsigned char *bytes,
                       size_t length) {
@@ -26,10 +28,10 @@ static uint32_t slot_of(const struct load *load, const struct load_connection *c
     return slot < load->options->in_flight && connection->slots[slot].waiting ? slot : LOAD_NONE;
 }
 
-static bool sum_matches(const struct load *load, const struct load_slot *slot, const unsigned char *last) {
+static bool is_sum(uint64_t expected, const unsigned char *last) {
     uint64_t sum;
     memcpy(&sum, last, sizeof sum);
-    return le64toh(sum) == load->sums[slot->variant];
+    return le64toh(sum) == expected;
 }
 
 static bool verified(const struct load *load, const struct load_connection *connection, uint32_t slot, uint64_t payload_length, bool same) {
@@ -39,8 +41,10 @@ static bool verified(const struct load *load, const struct load_connection *conn
         return same && payload_length == load->options->payload;
     case ZC_LOAD_VERIFY_SUM: {
         uint64_t length = load->options->protocol == ZC_LOAD_RAW ? payload_length : reply->frame.header_length;
-        return length >= 8 && length <= LOAD_REPLY_KEPT && sum_matches(load, &connection->slots[slot], reply->header + length - 8);
+        return length >= 8 && length <= LOAD_REPLY_KEPT && is_sum(load->sums[connection->slots[slot].variant], reply->header + length - 8);
     }
+    case ZC_LOAD_VERIFY_OWN_SUM:
+        return payload_length >= 8 && is_sum(reply->sum, reply->header);
     default:
         return true;
     }
@@ -84,6 +88,7 @@ static int head_ends(const struct load *load, struct load_connection *connection
         *frame = (struct zc_frame){.kind = ZC_RESPONSE, .payload_length = le64toh(length)};
         reply->same = true;
         reply->stretch = frame->payload_length;
+        reply->sum = 0;
         next_step(reply, LOAD_PAYLOAD);
         return 0;
     }
@@ -99,6 +104,16 @@ static int head_ends(const struct load *load, struct load_connection *connection
     return 0;
 }
 
+/* Touches every page of a stretch of a reply, and keeps the last 8 bytes of the reply. */
+static void add_up(struct load_reply *reply, const unsigned char *bytes, uint64_t length) {
+    for (uint64_t page = -reply->done % PAGE; page < length; page += PAGE)
+        reply->sum += bytes[page];
+    uint64_t tail = reply->stretch - 8, end = reply->done + length;
+    uint64_t from = reply->done > tail ? reply->done : tail;
+    if (reply->stretch >= 8 && end > from)
+        memcpy(reply->header + (from - tail), bytes + (from - reply->done), end - from);
+}
+
 /* Compares a stretch of a reply's payload with the request's, where that is asked for. */
 static void compare(const struct load *load, struct load_connection *connection, const unsigned char *bytes, uint64_t length) {
     struct load_reply *reply = &connection->reply;
@@ -106,6 +121,8 @@ static void compare(const struct load *load, struct load_connection *connection,
         uint64_t room = LOAD_REPLY_KEPT - reply->done;
         memcpy(reply->header + reply->done, bytes, length < room ? length : room);
     }
+    if (load->options->verify == ZC_LOAD_VERIFY_OWN_SUM)
+        add_up(reply, bytes, length);
     if (load->options->verify != ZC_LOAD_VERIFY_ECHO || length == 0)
         return;
     bool chunk = reply->frame.kind == ZC_CHUNK;

@@ -166,6 +166,8 @@ static ssize_t send_once(const struct load *load, struct load_connection *connec
     int flags = MSG_NOSIGNAL | MSG_DONTWAIT;
     if (load->options->padded) /* the head is a segment of its own (MSG_EOR), but leaves together with what follows (MSG_MORE) */
         flags |= MSG_EOR | (in_head ? MSG_MORE : MSG_ZEROCOPY);
+    else if (connection->queued > 0) /* what is due at once leaves together, as a client of pipelined requests would have it */
+        flags |= MSG_MORE;
     if (flags & MSG_ZEROCOPY)
         count = limit(iov, count, segment_of(load, connection));
     const struct msghdr message = {.msg_iov = iov, .msg_iovlen = count};

@@ -8,13 +8,15 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
-from typing import Literal
+from typing import IO, Literal
 
 from zcrpc import wire
 from zcrpc._native import check, ffi, lib
 from zcrpc.lab.processes import Child, serve
 from zcrpc.lab.results import Latency, from_struct
 from zcrpc.wire import Hello, Limits
+
+Verify = Literal["none", "echo", "sum", "own-sum"]
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -26,7 +28,8 @@ class Load:
         payload: bytes in each request.
         protocol: "zcrpc", or "raw" for the floors: 8 bytes of little-endian length, then the body, both ways.
         verify: "echo": the reply's payload is the request's; "sum": the reply's header (raw: its body) ends in the
-            sum of the first byte of each of the payload's pages, 8 bytes, little-endian.
+            sum of the first byte of each of the payload's pages, 8 bytes, little-endian; "own-sum" (raw): the reply's
+            body ends in the sum of its own pages' first bytes.
         method, header: of the requests ("zcrpc"): the method's number, the msgpack header.
         padded: send the payload in whole pages with MSG_ZEROCOPY, so that the receiver can map it.
         chunk: bytes of payload in a chunk, both ways; whole pages.
@@ -40,7 +43,7 @@ class Load:
     connections: int = 1
     in_flight: int = 1
     protocol: Literal["zcrpc", "raw"] = "zcrpc"
-    verify: Literal["none", "echo", "sum"] = "none"
+    verify: Verify = "none"
     method: int = 1
     header: bytes = b"\x90"  # no arguments
     padded: bool = False
@@ -90,7 +93,12 @@ class LoadResult:
 
 
 _PROTOCOLS = {"zcrpc": lib.ZC_LOAD_ZCRPC, "raw": lib.ZC_LOAD_RAW}
-_VERIFY = {"none": lib.ZC_LOAD_VERIFY_NONE, "echo": lib.ZC_LOAD_VERIFY_ECHO, "sum": lib.ZC_LOAD_VERIFY_SUM}
+_VERIFY = {
+    "none": lib.ZC_LOAD_VERIFY_NONE,
+    "echo": lib.ZC_LOAD_VERIFY_ECHO,
+    "sum": lib.ZC_LOAD_VERIFY_SUM,
+    "own-sum": lib.ZC_LOAD_VERIFY_OWN_SUM,
+}
 
 
 def generate(load: Load) -> LoadResult:
@@ -130,19 +138,38 @@ def reference(payload: int) -> bytes:
     return b"\x91\x91\xd8\x02" + struct.pack("<QQ", 0, payload)
 
 
-def hello_of(port: int) -> Hello:
-    """What a server says of itself. Raises `OSError`, or `ValueError` if it does not speak zcrpc."""
+def greet(port: int) -> tuple[socket.socket, Hello]:
+    """A connection that has said hello and does nothing, and what the server says of itself.
+
+    Raises `OSError`, or `ValueError` if it does not speak zcrpc.
+    """
     frame = wire.encode_frame(
         wire.HELLO, wire.encode_hello(Hello(limits=Limits(header=4096, payload=0, in_flight=1), chunk=1 << 20))
     )
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock, sock.makefile("rb") as stream:
+    sock = socket.create_connection(("127.0.0.1", port), timeout=10)
+    try:
         sock.sendall(wire.PREFACE + frame)
-        if stream.read(len(wire.PREFACE)) != wire.PREFACE:
-            raise ValueError("the server does not speak zcrpc, or another version of it")
-        kind, _, _, _, length, _, _ = wire.FRAME.unpack(stream.read(wire.FRAME.size))
-        if kind != wire.HELLO:
-            raise ValueError(f"the server began with a frame of kind {kind}")
-        return wire.decode_hello(stream.read(length))
+        with sock.makefile("rb") as stream:
+            return sock, _read_hello(stream)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _read_hello(stream: IO[bytes]) -> Hello:
+    if stream.read(len(wire.PREFACE)) != wire.PREFACE:
+        raise ValueError("the server does not speak zcrpc, or another version of it")
+    kind, _, _, _, length, _, _ = wire.FRAME.unpack(stream.read(wire.FRAME.size))
+    if kind != wire.HELLO:
+        raise ValueError(f"the server began with a frame of kind {kind}")
+    return wire.decode_hello(stream.read(length))
+
+
+def hello_of(port: int) -> Hello:
+    """What a server says of itself. Raises as `greet`."""
+    sock, hello = greet(port)
+    sock.close()
+    return hello
 
 
 def start(load: Load) -> Child:

@@ -7,9 +7,11 @@ measured.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import msgspec
@@ -29,9 +31,10 @@ class Child:
     Args:
         module: run with ``-m``; its main calls `serve`.
         options: a dataclass, sent as JSON.
+        found_in: a folder that the module is looked for in, besides where Python looks anyway.
     """
 
-    def __init__(self, module: str, options: Any) -> None:
+    def __init__(self, module: str, options: Any, *, found_in: Path | None = None) -> None:
         self.module = module
         self._process = subprocess.Popen(
             [sys.executable, "-m", module],
@@ -39,7 +42,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env=locks.environment(),
+            env=_environment(found_in),
         )
         self.send(options)
 
@@ -79,6 +82,14 @@ class Child:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             _stream(stream).close()
+
+
+def _environment(found_in: Path | None) -> dict[str, str]:
+    environment = locks.environment()
+    if found_in is not None:
+        paths = (str(found_in), environment.get("PYTHONPATH", ""))
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return environment
 
 
 def serve(kind: type[T], work: Callable[[T], Any]) -> None:

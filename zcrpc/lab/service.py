@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -30,8 +31,16 @@ def page_sum(payload: bytes | memoryview) -> int:
     )  # gathered first: the misses of a strided read overlap, those of an iterator do not
 
 
+def summed(size: int) -> bytes:
+    """Random bytes, at least 8; the last 8 are the sum of their pages' first bytes."""
+    body = os.urandom(size - 8)
+    return body + page_sum(body).to_bytes(8, "little")
+
+
 class Bench(zcrpc.Service):
     """What is measured."""
+
+    _download = memoryview(b"")
 
     @zcrpc.method
     async def echo(self, payload: memoryview) -> memoryview:
@@ -44,9 +53,16 @@ class Bench(zcrpc.Service):
         return bytes(8) + page_sum(payload).to_bytes(8, "little")
 
     @zcrpc.method
+    async def get(self, size: int) -> memoryview:
+        """`summed` of that size, the same each time. A view, since a caller in Python would be given a copy as bytes."""
+        if len(self._download) != size:
+            self._download = memoryview(summed(size))
+        return self._download
+
+    @zcrpc.method
     async def items(self, size: int, count: int) -> AsyncIterator[memoryview]:
         """So many items of so many bytes."""
-        item = memoryview(bytes(size))
+        item = memoryview((bytes(range(256)) * (size // 256 + 1))[:size])
         for _ in range(count):
             yield item
 

@@ -1,5 +1,5 @@
-"""Servers to be measured, each in a process of its own, and the load that suits each: zcrpc, the C floor, the uvloop
-floor.
+"""Servers to be measured, each in a process of its own, and the native load that suits some: zcrpc, the C floor, the
+uvloop floor, and whatever has an adapter.
 """
 
 from __future__ import annotations
@@ -10,16 +10,27 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from peers.children import Ready, Serve
+from peers.workloads import MIB, Work
 from zcrpc.lab import load as lab_load
-from zcrpc.lab.load import Load, LoadResult
+from zcrpc.lab.load import Load, LoadResult, Verify
+from zcrpc.lab.processes import Child
 from zcrpc.lab.service import ServiceOptions, ServiceProcess
 
-FLOOR = Path(__file__).parent / "floor"
-Work = Literal["echo", "upload"]
+BENCHMARKS = Path(__file__).parents[1]
+FLOOR = BENCHMARKS / "floor"
+
+_VERIFY: dict[Work, Verify] = {"echo": "echo", "upload": "sum", "download": "own-sum"}
+_METHODS: dict[Work, str] = {
+    "echo": "Bench.echo",
+    "upload": "Bench.put",
+    "download": "Bench.get",
+    "stream": "Bench.items",
+}
 
 
 @dataclass(slots=True, frozen=True)
@@ -35,15 +46,22 @@ class Peer:
     whole_pages_from: int = 0
     service: ServiceProcess | None = None
 
+    def for_work(self, work: Work) -> Peer:
+        """The same server, for other work than it was started for; floors do one kind only."""
+        return self if self.service is None else replace(self, method=self.service.ready.methods[_METHODS[work]])
+
     def load(self, work: Work, payload: int, **options: Any) -> Load:
-        """A load that verifies every reply: an echo byte by byte, an upload by its page sum."""
+        """A native load that verifies every reply: an echo byte by byte, uploads and downloads by their page sums.
+
+        Downloads are for the floors only, and as large as these were told; `payload` is what asks for them.
+        """
         return Load(
             port=self.port,
             payload=payload,
             protocol="zcrpc" if self.method else "raw",
             method=self.method,
             header=lab_load.reference(payload) if self.method else b"",
-            verify="echo" if work == "echo" else "sum",
+            verify=_VERIFY[work],
             padded=0 < self.whole_pages_from <= payload,
             server_pid=self.pid,
             **options,
@@ -62,28 +80,34 @@ class Peer:
 def zcrpc_server(work: Work, name: str = "zcrpc", **options: Any) -> Iterator[Peer]:
     """A server with a Python handler; options as of `ServiceOptions`, those of `zcrpc.Server` under `more`."""
     with ServiceProcess(ServiceOptions(**options)) as service:
-        hello = lab_load.hello_of(service.ready.port)
-        method = hello.methods["Bench.echo" if work == "echo" else "Bench.put"]
-        yield Peer(name, service.ready.port, service.pid, method, hello.map_from, service)
+        map_from = lab_load.hello_of(service.ready.port).map_from
+        yield Peer(name, service.ready.port, service.pid, 0, map_from, service).for_work(work)
 
 
 @contextmanager
-def c_floor(work: Work) -> Iterator[Peer]:
+def c_floor(work: Work, download_bytes: int = MIB) -> Iterator[Peer]:
     """The C epoll server."""
-    with _floor("C floor", str(_compiled()), work) as peer:
+    with _floor("C floor", str(_compiled()), work, str(download_bytes)) as peer:
         yield peer
 
 
 @contextmanager
-def uvloop_floor(work: Work) -> Iterator[Peer]:
-    """The hand-written uvloop protocol."""
-    with _floor("uvloop floor", sys.executable, str(FLOOR / "uvloop_echo.py"), work) as peer:
+def uvloop_floor(work: Work | Literal["mixed"], download_bytes: int = MIB) -> Iterator[Peer]:
+    """The hand-written uvloop protocol. "mixed": what is less than 1 MiB is echoed, the rest are uploads."""
+    with _floor("uvloop floor", sys.executable, str(FLOOR / "uvloop_echo.py"), work, str(download_bytes)) as peer:
         yield peer
+
+
+@contextmanager
+def adapter_server(name: str, adapter: str, download_bytes: int = MIB) -> Iterator[Peer]:
+    """The server of `peers.adapters.<adapter>`."""
+    with Child("peers.server", Serve(adapter, download_bytes), found_in=BENCHMARKS) as child:
+        yield Peer(name, child.receive(Ready).port, child.pid)
 
 
 @contextmanager
 def _floor(name: str, *command: str) -> Iterator[Peer]:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
     try:
         assert process.stdout is not None
         yield Peer(name, int(process.stdout.readline()), process.pid)

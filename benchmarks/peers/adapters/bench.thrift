@@ -1,0 +1,5 @@
+service Bench {
+  binary echo(1: binary payload)
+  binary upload(1: binary payload)
+  binary download()
+}
