@@ -40,7 +40,7 @@ def summed(size: int) -> bytes:
 class Bench(zcrpc.Service):
     """What is measured."""
 
-    _download = b""
+    _download = memoryview(b"")
 
     @zcrpc.method
     async def echo(self, payload: memoryview) -> memoryview:
@@ -53,10 +53,10 @@ class Bench(zcrpc.Service):
         return bytes(8) + page_sum(payload).to_bytes(8, "little")
 
     @zcrpc.method
-    async def get(self, size: int) -> bytes:
-        """`summed` of that size, the same each time."""
+    async def get(self, size: int) -> memoryview:
+        """`summed` of that size, the same each time. A view, since a caller in Python would be given a copy as bytes."""
         if len(self._download) != size:
-            self._download = summed(size)
+            self._download = memoryview(summed(size))
         return self._download
 
     @zcrpc.method
