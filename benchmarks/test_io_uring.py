@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import io_uring
 import pytest
+
+BENCHMARKS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +34,30 @@ def test_echo(shape: str, connections: int, in_flight: int, payload: int, withou
     assert result.requests >= connections
 
 
-def test_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """What is left out is said by name."""
-    io_uring.main(["--rounds", "1", "--seconds", "0.05", "--connections", "4", "batched"])
+QUICK = ["--rounds", "1", "--seconds", "0.05", "--connections", "4", "batched"]
+
+
+def test_a_table(capsys: pytest.CaptureFixture[str], without: str) -> None:
+    """A row for each shape that is asked for, and for what it is compared with."""
+    if without:
+        pytest.skip(without)
+    io_uring.main(QUICK)
     lines = capsys.readouterr().out.splitlines()
-    shapes = [line.split()[0] for line in lines]
-    assert "epoll-nested" in shapes
-    assert shapes.count("batched") == 1  # its row, or that it was left out
+    assert [line.split()[0] for line in lines] == ["shape", "epoll-nested", "batched"]
+
+
+def test_where_it_is_forbidden() -> None:
+    """What is left out is said by name."""
+    program = f"import forbidding; forbidding.forbid('io_uring_setup'); import io_uring; io_uring.main({QUICK})"
+    path = os.pathsep.join(map(str, (BENCHMARKS, BENCHMARKS.parent / "tests")))
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "batched left out: io_uring: Operation not permitted"
+    assert [line.split()[0] for line in lines[1:]] == ["shape", "epoll-nested"]
 
 
 @pytest.mark.parametrize("wrong", [["aio"], ["--rounds", "0"], ["--seconds", "0"], ["--payload", "-1"]])
