@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections import deque
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -69,6 +70,7 @@ class RawPeer:
         self.reader = reader
         self.writer = writer
         self.methods: dict[str, int] = {}
+        self._passed: deque[Frame] = deque()  # came between the chunks of another
 
     @classmethod
     async def connect(cls, address: str, *, receive_buffer: int = 0) -> RawPeer:
@@ -106,19 +108,29 @@ class RawPeer:
         self.send(frame(REQUEST, [list(arguments)], method=self.methods[name], stream=stream, **options))
 
     async def frame(self, timeout: float = 5) -> Frame:
-        """The next frame, with all its chunks."""
+        """The next frame, with all its chunks; then those that came between them."""
+        if self._passed:
+            return self._passed.popleft()
         async with asyncio.timeout(timeout):
-            kind, flags, method, stream, header_length, deadline, length = HEAD.unpack(
-                await self.reader.readexactly(HEAD.size)
-            )
-            header = await self.reader.readexactly(header_length)
-            payload = await self.reader.readexactly(min(length, 1 << 20))
-            while len(payload) < length:
-                head = HEAD.unpack(await self.reader.readexactly(HEAD.size))
-                assert (head[0], head[3]) == (CHUNK, stream)
-                payload += await self.reader.readexactly(head[6])
-            decoded = msgspec.msgpack.decode(header) if header else None
-            return Frame(kind, method, stream, decoded, payload, deadline, flags)
+            first, length = await self._read()
+            while len(first.payload) < length:
+                part, part_length = await self._read()
+                assert len(part.payload) == part_length, "a chunked payload between the chunks of another"
+                if part.kind == CHUNK:
+                    assert part.stream == first.stream
+                    first = first._replace(payload=first.payload + part.payload)
+                else:
+                    self._passed.append(part)
+            return first
+
+    async def _read(self) -> tuple[Frame, int]:
+        """The next frame as it stands, with its first chunk, and how long the payload is to be."""
+        head = HEAD.unpack(await self.reader.readexactly(HEAD.size))
+        kind, flags, method, stream, header_length, deadline, length = head
+        header = await self.reader.readexactly(header_length)
+        payload = await self.reader.readexactly(min(length, 1 << 20))
+        decoded = msgspec.msgpack.decode(header) if header else None
+        return Frame(kind, method, stream, decoded, payload, deadline, flags), length
 
     async def closed(self, timeout: float = 5) -> list[Frame]:
         """Waits until the other side has closed; the frames that it sent before."""

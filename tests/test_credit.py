@@ -147,8 +147,9 @@ async def _exchange(
         await asyncio.sleep(0)
         moved = [wire.carry() for wire in (left, right) for _ in range(generator.randrange(4))]
         idle = 0 if any(moved) else idle + 1
-        if idle == 20 and abandons and 1 in left.streams.senders:  # what CANCEL does
-            left.streams.senders[1].close()
+        abandoned = left.streams.senders.get(1)
+        if idle == 20 and abandons and abandoned is not None and not abandoned.ended:  # what CANCEL does
+            abandoned.close()
             left.send(END, 1)
         assert idle < 500, "everybody waits"
         assert not left.broken + right.broken

@@ -87,14 +87,14 @@ def zcrpc_server(work: Work, name: str = "zcrpc", **options: Any) -> Iterator[Pe
 @contextmanager
 def c_floor(work: Work, download_bytes: int = MIB) -> Iterator[Peer]:
     """The C epoll server."""
-    with _floor("C floor", str(_compiled()), work, str(download_bytes)) as peer:
+    with floor("C floor", str(compiled("c_echo")), work, str(download_bytes)) as peer:
         yield peer
 
 
 @contextmanager
 def uvloop_floor(work: Work | Literal["mixed"], download_bytes: int = MIB) -> Iterator[Peer]:
     """The hand-written uvloop protocol. "mixed": what is less than 1 MiB is echoed, the rest are uploads."""
-    with _floor("uvloop floor", sys.executable, str(FLOOR / "uvloop_echo.py"), work, str(download_bytes)) as peer:
+    with floor("uvloop floor", sys.executable, str(FLOOR / "uvloop_echo.py"), work, str(download_bytes)) as peer:
         yield peer
 
 
@@ -106,7 +106,8 @@ def adapter_server(name: str, adapter: str, download_bytes: int = MIB) -> Iterat
 
 
 @contextmanager
-def _floor(name: str, *command: str) -> Iterator[Peer]:
+def floor(name: str, *command: str) -> Iterator[Peer]:
+    """A server of `FLOOR`, which prints its port."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
     try:
         assert process.stdout is not None
@@ -118,9 +119,10 @@ def _floor(name: str, *command: str) -> Iterator[Peer]:
 
 
 @functools.cache
-def _compiled() -> Path:
-    target = Path(tempfile.mkdtemp(prefix="zcrpc-floor-")) / "c_echo"
+def compiled(name: str) -> Path:
+    """The program of a C file in `FLOOR`."""
+    target = Path(tempfile.mkdtemp(prefix="zcrpc-floor-")) / name
     subprocess.run(
-        ["cc", "-O2", "-std=c11", "-Wall", "-Wextra", "-o", str(target), str(FLOOR / "c_echo.c")], check=True
+        ["cc", "-O2", "-std=c11", "-Wall", "-Wextra", "-o", str(target), str(FLOOR / f"{name}.c")], check=True
     )
     return target

@@ -54,7 +54,7 @@ class Bench(zcrpc.Service):
 
     @zcrpc.method
     async def get(self, size: int) -> memoryview:
-        """`summed` of that size, the same each time. A view, since a caller in Python would be given a copy as bytes."""
+        """`summed` of that size, the same each time. A view: annotated as bytes, the caller would be given a copy."""
         if len(self._download) != size:
             self._download = memoryview(summed(size))
         return self._download
