@@ -159,8 +159,9 @@ int64_t zc_reactor_poll(struct zc_reactor *reactor, int timeout_ms);
 /* Sends small frames: records of { u64 connection, u32 length, u32 shape } followed by `length` bytes. One vectored send per run of records
  * of one connection; what the socket does not take is copied. Records of connections that are gone are skipped.
  *
- * ZC_SHAPE_OTHER: these bytes are whole frames. Any other: one frame that is nothing yet but its stream and, of a call, its method. The rest
- * of it is made here, and if it is sole so is the header, in the room that was left for it. Then follows the header, or the sole payload. */
+ * ZC_SHAPE_OTHER: these bytes are whole frames. Any other: one frame that is nothing yet but its stream and, of a call, its method and
+ * deadline. The rest of it is made here, and if it is sole so is the header, in the room that was left for it. Then follows the header, or
+ * the sole payload. */
 #define ZC_RECORD_SIZE 16
 int zc_reactor_submit(struct zc_reactor *reactor, void *records, uint64_t length);
 
