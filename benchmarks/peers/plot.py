@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
+from textwrap import fill
 from typing import Final
 
 import matplotlib
@@ -19,6 +20,7 @@ from peers.workloads import WORKLOADS, Workload
 _COLOURS: Final = {"zcrpc": "#bb3a6d", "floor": "#9aa0a6", "rpc": "#359bd9", "messages": "#a5931b"}
 _KINDS: Final = {"zcrpc": "zcrpc", "floor": "floors: no RPC", "rpc": "RPC", "messages": "messages only"}
 _ROW_INCHES: Final = 0.24
+_TITLE_WIDTH: Final = 44  # characters that fit above a panel
 _SETTINGS: Final = {"svg.fonttype": "none", "svg.hashsalt": "zcrpc", "font.family": "sans-serif", "font.size": 10}
 
 
@@ -57,5 +59,5 @@ def _panel(axes: Axes, workload: Workload, stacks: Sequence[str], rows: Sequence
     axes.xaxis.set_visible(False)
     axes.tick_params(left=False)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
-    title = f"{workload.title}\n{column.heading}, {'less' if column.less else 'more'} is better"
+    title = f"{fill(workload.title, _TITLE_WIDTH)}\n{column.heading}, {'less' if column.less else 'more'} is better"
     axes.set_title(title, loc="left", fontsize=10, x=0)
