@@ -160,8 +160,9 @@ class TestVerification:
 
     def test_the_uvloop_floor_does_both_at_once(self) -> None:
         with peers.uvloop_floor("mixed") as peer:
-            peer.run("echo", 64, requests=20, warm_up_seconds=0)
-            peer.run("upload", 1 << 20, requests=5, warm_up_seconds=0)
+            echoes = peer.run("echo", 64, requests=20, warm_up_seconds=0)
+            uploads = peer.run("upload", 1 << 20, requests=5, warm_up_seconds=0)
+        assert (echoes.requests, uploads.requests) == (20, 5)
 
 
 def _serve_damaged(listener: socket.socket) -> None:

@@ -85,12 +85,14 @@ class Host:
 
 
 def kernel(host: Host) -> Finding:
+    """Whether the kernel is one that can map what is received: Linux 5.11 or later."""
     if host.kernel() < (5, 11):
         return Finding("", "bad", host.release, "too old to map what is received", "use Linux 5.11 or later")
     return Finding("", "good", host.release, "new enough to map what is received")
 
 
 def page_size(host: Host) -> Finding:
+    """Whether pages have the size that payloads are padded to."""
     size = os.sysconf("SC_PAGE_SIZE")
     if size != PAGE:
         return Finding("", "bad", f"{size:,} bytes", "payloads come in whole pages of 4,096 bytes: they are copied")
@@ -98,6 +100,7 @@ def page_size(host: Host) -> Finding:
 
 
 def virtual(host: Host) -> Finding:
+    """Whether page tables are nested. Raises Unanswered where the processor says nothing."""
     text = host.read("/proc/cpuinfo")
     flags = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
     if flags is None:
@@ -108,6 +111,7 @@ def virtual(host: Host) -> Finding:
 
 
 def per_vma_locks(host: Host) -> Finding:
+    """Whether receives take a lock of one mapping, or that of the whole address space."""
     means = "mapping a payload waits for nobody who changes the address space"
     for source, holds in (("/proc/vmstat", "vma_lock_success"), (_kernel_config(host), "CONFIG_PER_VMA_LOCK=y")):
         try:
@@ -143,6 +147,7 @@ def _unzipped(host: Host, path: str) -> str:
 
 
 def huge_pages(host: Host) -> Finding:
+    """Whether ordinary memory of the arena comes in pages of 2 MiB."""
     path = "/sys/kernel/mm/transparent_hugepage/enabled"
     chosen = re.findall(r"\[(\w+)\]", host.read(path))[0]
     if chosen == "never":
@@ -152,6 +157,7 @@ def huge_pages(host: Host) -> Finding:
 
 
 def io_uring(host: Host) -> Finding:
+    """Whether io_uring is there, and allowed. Nothing depends on it."""
     means = "zcrpc works with epoll, and needs none"
     try:
         disabled = host.read("/proc/sys/kernel/io_uring_disabled").strip()
@@ -168,6 +174,7 @@ def io_uring(host: Host) -> Finding:
 
 
 def memory(host: Host) -> Finding:
+    """Whether a server's budget fits into what the machine or the control group has."""
     limit, who = host.memory()
     found = f"{limit // MIB:,} MiB, says {who}"
     if limit < 2 * BUDGET:
@@ -177,6 +184,7 @@ def memory(host: Host) -> Finding:
 
 
 def open_files(host: Host) -> Finding:
+    """How many connections the soft limit leaves room for."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft > CONNECTIONS:
         return Finding("", "good", _limit(soft), f"enough for a server's {CONNECTIONS:,} connections")
@@ -185,6 +193,7 @@ def open_files(host: Host) -> Finding:
 
 
 def locked_memory(host: Host) -> Finding:
+    """How much may be sent by reference at a time, so that it can be mapped."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft == resource.RLIM_INFINITY or soft >= 4 * MIB:
         return Finding("", "good", _limit(soft, MIB), "enough to send by reference what is to be mapped")
@@ -199,6 +208,7 @@ def _limit(value: int, unit: int = 1) -> str:
 
 
 def socket_buffers(host: Host) -> Finding:
+    """Whether chunks of payloads fit into the buffers of TCP at their largest."""
     most = {name: int(host.read(f"/proc/sys/net/ipv4/tcp_{name}").split()[2]) for name in ("rmem", "wmem")}
     found = ", ".join(f"tcp_{name} {value / MIB:.1f} MiB" for name, value in most.items())
     small = [name for name, value in most.items() if value < 2 * MIB]
@@ -209,6 +219,7 @@ def socket_buffers(host: Host) -> Finding:
 
 
 def cores(host: Host) -> Finding:
+    """How many cores this process may use, by affinity and control group."""
     count, who = host.cores()
     found = f"{count:g}, by {who}"
     if count < 2:
@@ -217,11 +228,13 @@ def cores(host: Host) -> Finding:
 
 
 def software(host: Host) -> Finding:
+    """Versions of what zcrpc runs on."""
     parts = ", ".join(f"{name} {version(name)}" for name in ("zcrpc", "uvloop", "msgspec"))
     return Finding("", "good", f"{parts}, Python {platform.python_version()}", "what zcrpc runs on")
 
 
 def lock_strategies(host: Host) -> Finding:
+    """How many lock strategies there are, those of plugins included."""
     means = "a server takes per-region, unless it says otherwise"
     return Finding("", "good", f"{len(locks.names())}, with those of plugins", means)
 
