@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from clock import Clock
 from conftest import Serving, Waits, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,14 +14,12 @@ import zcrpc
 from zcrpc.ageing import Age, Ageing
 
 
-class Clock:
-    """A connection and its deadlines, with a time of their own."""
+class AgeingClock(Clock):
+    """A connection that grows old."""
 
     def __init__(self, ageing: Ageing, busy_until: float = 0.0) -> None:
-        self.now = 0.0
+        super().__init__()
         self.busy_until = busy_until
-        self.said: list[tuple[str, float]] = []
-        self.due: float | None = None
         self.item = Age(self, ageing)
 
     def retire(self, why: str) -> None:
@@ -36,24 +35,11 @@ class Clock:
         self.said.append(("cancel", self.now))
         self.busy_until = 0.0
 
-    def watch(self, seconds: float, item: Age) -> int:
-        self.due = self.now + seconds
-        return 1
-
-    def unwatch(self, tick: int, item: Age) -> None:
-        self.due = None
-
-    def run(self, until: float) -> None:
-        while self.due is not None and self.due <= until:
-            self.now, self.due = self.due, None
-            self.item.expire()
-        self.now = until
-
 
 @settings(deadline=None)
 @given(st.floats(0.1, 50), st.floats(0, 20), st.none() | st.floats(0, 20))
 def test_it_ends_when_its_calls_do_or_when_the_grace_does(age: float, busy_for: float, grace: float | None) -> None:
-    clock = Clock(Ageing(age=age, grace=grace))
+    clock = AgeingClock(Ageing(age=age, grace=grace))
     clock.run(0.899 * age)
     assert not clock.said
     clock.busy_until = 1.1 * age + busy_for
@@ -70,13 +56,13 @@ def test_it_ends_when_its_calls_do_or_when_the_grace_does(age: float, busy_for: 
 
 
 def test_connections_made_together_do_not_go_together() -> None:
-    ages = {Clock(Ageing(age=100)).due for _ in range(50)}
+    ages = {AgeingClock(Ageing(age=100)).due for _ in range(50)}
     assert len(ages) > 40
     assert max(filter(None, ages)) - min(filter(None, ages)) > 5
 
 
 def test_one_that_is_closed_is_left_alone() -> None:
-    clock = Clock(Ageing(age=1))
+    clock = AgeingClock(Ageing(age=1))
     clock.item.stop()
     clock.run(10)
     assert not clock.said

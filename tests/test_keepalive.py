@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import pytest
+from clock import Clock
 from conftest import Serving, Waits, until
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,17 +19,15 @@ import zcrpc
 from zcrpc.keepalive import Watch, Watching
 
 
-class Clock:
-    """A connection and its deadlines, with a time of their own."""
+class WatchedClock(Clock):
+    """A connection that is watched."""
 
     def __init__(self, watching: Watching) -> None:
-        self.now = 0.0
+        super().__init__()
         self.heard = 0.0
         self.called = False
         self.answers = True
         self.read = True
-        self.said: list[tuple[str, float]] = []
-        self.due: float | None = None
         self.item = Watch(self, watching)
 
     def silence(self) -> float:
@@ -50,36 +49,23 @@ class Clock:
     def unused(self, seconds: float) -> None:
         self.said.append(("unused", self.now))
 
-    def watch(self, seconds: float, item: Watch) -> int:
-        self.due = self.now + seconds
-        return 1
-
-    def unwatch(self, tick: int, item: Watch) -> None:
-        self.due = None
-
-    def run(self, until: float) -> None:
-        while self.due is not None and self.due <= until:
-            self.now, self.due = self.due, None
-            self.item.expire()
-        self.now = until
-
     def words(self) -> list[str]:
         return [word for word, _ in self.said]
 
 
 def test_nothing_is_watched_unless_asked_for() -> None:
-    assert Clock(Watching()).due is None
+    assert WatchedClock(Watching()).due is None
 
 
 def test_silent_peer_that_answers_is_pinged_again_and_again() -> None:
-    clock = Clock(Watching(keepalive=10, keepalive_timeout=5))
+    clock = WatchedClock(Watching(keepalive=10, keepalive_timeout=5))
     clock.run(100)
     assert set(clock.words()) == {"ping"}
     assert 6 <= len(clock.said) <= 10
 
 
 def test_peer_that_talks_is_not_pinged() -> None:
-    clock = Clock(Watching(keepalive=10, keepalive_timeout=5))
+    clock = WatchedClock(Watching(keepalive=10, keepalive_timeout=5))
     for second in range(1, 100):
         clock.heard = second - 1
         clock.run(second)
@@ -87,7 +73,7 @@ def test_peer_that_talks_is_not_pinged() -> None:
 
 
 def test_peer_that_does_not_answer_is_dropped_in_time() -> None:
-    clock = Clock(Watching(keepalive=10, keepalive_timeout=5))
+    clock = WatchedClock(Watching(keepalive=10, keepalive_timeout=5))
     clock.answers = False
     clock.run(100)
     assert clock.words() == ["ping", "silent"]
@@ -96,7 +82,7 @@ def test_peer_that_does_not_answer_is_dropped_in_time() -> None:
 
 
 def test_connection_that_is_not_read_is_not_dropped() -> None:
-    clock = Clock(Watching(keepalive=10, keepalive_timeout=5))
+    clock = WatchedClock(Watching(keepalive=10, keepalive_timeout=5))
     clock.answers = clock.read = False
     clock.run(100)
     assert clock.words() == []
@@ -110,7 +96,7 @@ def test_connection_that_is_not_read_is_not_dropped() -> None:
 def test_a_live_peer_is_never_dropped_and_a_dead_one_always(
     keepalive: float, timeout: float, idle: float, answers: bool
 ) -> None:
-    clock = Clock(Watching(keepalive=keepalive, keepalive_timeout=timeout, idle_timeout=idle * 1000))
+    clock = WatchedClock(Watching(keepalive=keepalive, keepalive_timeout=timeout, idle_timeout=idle * 1000))
     clock.answers = answers
     clock.run(keepalive + timeout + 1)
     assert ("silent" in clock.words()) == (not answers)
@@ -118,7 +104,7 @@ def test_a_live_peer_is_never_dropped_and_a_dead_one_always(
 
 @given(st.floats(1, 100), st.one_of(st.none(), st.floats(1, 100)))
 def test_idle_connection_is_closed_neither_early_nor_much_too_late(idle: float, keepalive: float | None) -> None:
-    clock = Clock(Watching(idle_timeout=idle, keepalive=keepalive))
+    clock = WatchedClock(Watching(idle_timeout=idle, keepalive=keepalive))
     for step in range(1, 30):
         clock.called = True
         clock.run(step * idle / 10)
@@ -130,7 +116,7 @@ def test_idle_connection_is_closed_neither_early_nor_much_too_late(idle: float, 
 
 
 def test_stopped_watch_says_nothing() -> None:
-    clock = Clock(Watching(keepalive=1, idle_timeout=1))
+    clock = WatchedClock(Watching(keepalive=1, idle_timeout=1))
     clock.item.stop()
     clock.run(100)
     assert clock.said == []

@@ -27,8 +27,8 @@ from peers.window import Window, percentile
 from peers.workloads import WORKLOADS, Work
 from test_cli import heed_interrupts
 
+from zcrpc.commands.group import main_of
 from zcrpc.lab import load as lab_load
-from zcrpc.lab.commands.common import main_of
 from zcrpc.lab.load import Load
 
 BENCHMARKS = Path(peers.__file__).parents[1]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
-from zcrpc.commands.group import Group
+from zcrpc.commands.group import Group, main_of
 from zcrpc.lab.commands import lab
 
 
@@ -26,13 +24,7 @@ cli.add_command(lab)
 
 def main() -> None:
     """The entry point: what is wrong with the arguments is one line on standard error, status 2."""
-    try:
-        cli.main(prog_name="zcrpc", standalone_mode=False)
-    except click.UsageError as error:
-        click.echo(f"zcrpc: {error.format_message()}", err=True)
-        sys.exit(2)
-    except click.Abort:
-        sys.exit(130)
+    main_of(cli, "zcrpc")
 
 
 if __name__ == "__main__":

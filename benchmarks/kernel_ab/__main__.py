@@ -15,8 +15,9 @@ import click
 from rich.console import Console
 
 from kernel_ab import document, initramfs, machine, packages
+from zcrpc.commands.group import main_of
 from zcrpc.lab import kernel_table
-from zcrpc.lab.commands.common import FILE, collect, json_option, main_of, names
+from zcrpc.lab.commands.common import FILE, collect, json_option, names
 from zcrpc.lab.kernel import WRITERS, Experiment, Round, kernel_round, run_kernel
 from zcrpc.lab.kernel_receivers import KernelReceivers, Writer
 

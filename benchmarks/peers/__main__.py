@@ -18,8 +18,9 @@ from peers import suite, tables
 from peers.stacks import STACKS, Stack
 from peers.suite import Row
 from peers.workloads import WORKLOADS, Workload
+from zcrpc.commands.group import main_of
 from zcrpc.lab import results
-from zcrpc.lab.commands.common import FILE, collect, json_option, main_of, names, refuse_unwritable
+from zcrpc.lab.commands.common import FILE, collect, json_option, names, refuse_unwritable
 from zcrpc.lab.results import Results
 
 KIND: Final = "peers"

@@ -1,7 +1,8 @@
-"""A group of commands that are loaded one by one."""
+"""A group of commands that are loaded one by one, and the main of every program."""
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -25,3 +26,14 @@ class Group(click.Group):
         if cmd_name not in self.commands and cmd_name in self._modules:
             self.add_command(getattr(import_module(f"{self._package}.{cmd_name}"), cmd_name))
         return super().get_command(ctx, cmd_name)
+
+
+def main_of(command: click.Command, name: str) -> None:
+    """A program's main: what is wrong with the arguments is one line on standard error, status 2."""
+    try:
+        command.main(prog_name=name, standalone_mode=False)
+    except click.UsageError as error:
+        click.echo(f"{name}: {error.format_message()}", err=True)
+        sys.exit(2)
+    except click.Abort:
+        sys.exit(130)

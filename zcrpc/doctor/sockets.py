@@ -22,6 +22,7 @@ def receives_zerocopy() -> bool:
 
 
 def receive() -> Finding:
+    """Whether what arrives can be mapped."""
     code = -int(lib.zc_mapping_supported())
     if code == 0:
         return Finding("", "good", "there", 'payloads can be mapped: receive="zerocopy" works')
@@ -33,6 +34,7 @@ def receive() -> Finding:
 
 
 def send() -> Finding:
+    """Whether what is sent can be mapped by who receives it."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
             sock.setsockopt(socket.SOL_SOCKET, _SO_ZEROCOPY, 1)

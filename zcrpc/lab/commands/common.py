@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, TypeVar
@@ -19,17 +18,6 @@ T = TypeVar("T")
 
 FILE: Final = click.Path(dir_okay=False, path_type=Path)
 json_option = click.option("--json", "json_path", type=FILE, help="Write every measurement to this file.")
-
-
-def main_of(command: click.Command, name: str) -> None:
-    """A program's main: what is wrong with the arguments is one line on standard error, status 2."""
-    try:
-        command.main(prog_name=name, standalone_mode=False)
-    except click.UsageError as error:
-        click.echo(f"{name}: {error.format_message()}", err=True)
-        sys.exit(2)
-    except click.Abort:
-        sys.exit(130)
 
 
 def names(text: str) -> tuple[str, ...]:
