@@ -355,11 +355,16 @@ class Channel:
         buffers = VIEWS if result is not None and result.views else BYTES
         while True:
             try:
-                if connection.is_full():
-                    await connection.turn_to_call(until)
-                pending = connection.begin_call(name, arguments, keywords, sent_along, reader, until, buffers)
+                pending = None
+                if not keywords and not sent_along and reader is None:
+                    left = None if until is None else until - self.loop.time()
+                    pending = connection.begin_plain(name, arguments, buffers, left)
+                if pending is None:
+                    if connection.is_full():
+                        await connection.turn_to_call(until)
+                    pending = connection.begin_call(name, arguments, keywords, sent_along, reader, until, buffers)
                 try:
-                    value = await pending.future
+                    value = await pending
                 except BaseException:
                     connection.failed(pending)
                     raise
