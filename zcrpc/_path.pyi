@@ -6,10 +6,12 @@ from collections import deque
 from collections.abc import Generator
 from typing import Any, Final
 
+import zcrpc.reactor
 from zcrpc.codec import Codec
 from zcrpc.context import Served
 from zcrpc.deadlines import Deadlines
-from zcrpc.metadata import Metadata
+from zcrpc.errors import ZcrpcError
+from zcrpc.streams import Streams
 
 SUBMIT_FROM: Final[int]
 """Frames that are submitted without waiting for the rest."""
@@ -63,24 +65,25 @@ class Reactor:
         """Wakes those whose calls were answered in the batch."""
 
 class Connection:
-    reactor: Any
+    reactor: zcrpc.reactor.Reactor
     number: int
     plain_below: int  # payloads that are shorter are copied, and go as they are
     requests: int
     header_limit: int  # of the peer's
     begun: Served  # what surrounds the call that was begun last
     ended: str | None  # why, once it is closed or being closed
-    streams: Any
+    streams: Streams | None
     careful: bool  # whether a call may begin must be asked
     server: Any
     handlers: Any
     caller: Any
     pending: dict[int, Pending]
     methods: dict[str, int]
-    draining: Any
+    draining: ZcrpcError | None  # why it takes no more calls
     waiting: deque[asyncio.Future[None]]
-    in_flight: int
-    granted: int
+    in_flight: int  # calls that the peer takes at once
+    granted: int  # turns given to those who waited, and not used yet
+    last_stream: int
     def begin_plain(
         self, name: str, arguments: tuple[Any, ...], buffers: int, seconds: float | None, /
     ) -> Pending | None:

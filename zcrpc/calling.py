@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 import msgspec
 

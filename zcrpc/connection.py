@@ -78,7 +78,7 @@ _ENDS: Final[dict[int, tuple[str, bool]]] = {
 
 
 class Pin:
-    """A payload sent by reference: what keeps it alive; the call to be cancelled, and whom to tell, when it has gone."""
+    """A payload sent by reference: what keeps it alive; whom to tell when it has gone, and the call to cancel then."""
 
     __slots__ = ("cancels", "done", "holds", "length")
 

@@ -185,7 +185,7 @@ def _resume(
     try:
         if error is None:
             if yielded is None and not cancelling:  # a bare yield: the tick that it asked for has passed
-                return (yield from coroutine)  # type: ignore[misc]
+                return (yield from coroutine)
         elif yielded is not None and yielded.cancel():
             error = None
         while True:
@@ -195,7 +195,7 @@ def _resume(
                 except BaseException as caught:
                     error = caught
                 else:
-                    return (yield from coroutine)  # type: ignore[misc]
+                    return (yield from coroutine)
             yielded = coroutine.throw(error)
             error = None
     except StopIteration as end:

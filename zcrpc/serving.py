@@ -566,7 +566,11 @@ class ServerConnection(Connection):
 
     def take_calls(self) -> bool:
         used, self.used = self.used, self.requests
-        return used != self.requests or not self.introduced or bool(self.running or self.calls or self.admission or self.pins)
+        return (
+            used != self.requests
+            or not self.introduced
+            or bool(self.running or self.calls or self.admission or self.pins)
+        )
 
     def unused(self, seconds: float) -> None:
         self.part(f"no call for {seconds:g} s", Status.OK)

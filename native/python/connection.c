@@ -161,6 +161,7 @@ static PyMemberDef members[] = {
     MEMBER(careful, T_BOOL),
     MEMBER(in_flight, T_UINT),
     MEMBER(granted, T_UINT),
+    MEMBER(last_stream, T_UINT),
     {NULL, 0, 0, 0, NULL},
 };
 static PyGetSetDef getters[] = {{"reactor", (getter)get_reactor, (setter)set_reactor, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL}};

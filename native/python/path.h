@@ -41,7 +41,7 @@ struct outbox {
 struct reactor {
     PyObject_HEAD struct outbox out;
     struct zc_reactor *core;
-    int (*submit)(struct zc_reactor *, void *, uint64_t);
+    int (*submit)(struct zc_reactor *, const void *, uint64_t);
     const struct zc_batch *batch; /* what is gone through */
     uint32_t next, count;         /* events of it */
     char submits;                 /* the outbox will be submitted without anybody waking us */

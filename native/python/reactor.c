@@ -258,7 +258,7 @@ static PyObject *drive(struct reactor *r, PyObject *args) {
     if (!PyArg_ParseTuple(args, "KK", &core, &function))
         return NULL;
     r->core = (struct zc_reactor *)(uintptr_t)core;
-    r->submit = (int (*)(struct zc_reactor *, void *, uint64_t))(uintptr_t)function;
+    r->submit = (int (*)(struct zc_reactor *, const void *, uint64_t))(uintptr_t)function;
     if (!core) {
         zc_outbox_drop(&r->out);
         r->batch = NULL;
