@@ -84,15 +84,20 @@ struct pending {
 };
 enum { PENDING, DONE, FAILED, CANCELLED };
 
-extern PyTypeObject *zc_reactor_type, *zc_connection_type, *zc_pending_type;
+extern PyTypeObject *zc_reactor_type, *zc_connection_type, *zc_pending_type, *zc_call_type;
 
-/* What is asked of Python again and again. */
+/* Attributes that are asked for again and again. */
+#define ZC_ATTRIBUTES(what)                                                                                                                \
+    what(add) what(call_soon) what(context) what(discard) what(doomed) what(exact) what(expired) what(full) what(only) what(retries)       \
+        what(run) what(sole) what(until) what(views) what(wake)
+#define ZC_POINTER(name) PyObject *name;
+
 extern struct names {
-    PyObject *add, *call_soon, *context, *discard, *doomed, *expired, *full, *run, *sole, *wake; /* attributes */
-    PyObject *nothing;                                                                           /* zcrpc.metadata.NOTHING */
-    PyObject *set_scope, *reset_scope;                                                           /* of zcrpc.context.SCOPE */
-    PyObject *coroutine, *cancelled_error, *invalid_state;                                       /* types */
-    PyObject *plain_encode;                                                                      /* of values that hold no buffers */
+    ZC_ATTRIBUTES(ZC_POINTER)
+    PyObject *nothing;                                                   /* zcrpc.metadata.NOTHING */
+    PyObject *set_scope, *reset_scope;                                   /* of zcrpc.context.SCOPE */
+    PyObject *coroutine, *cancelled_error, *invalid_state, *zcrpc_error; /* types */
+    PyObject *plain_encode;                                              /* of values that hold no buffers */
 } zc_names;
 
 /* outbox.c. A frame's record and header, with `rest` bytes of room behind them, which is returned; NULL: MemoryError. */
@@ -122,11 +127,31 @@ int zc_fail(struct connection *c, uint32_t stream, PyObject *served); /* with th
 /* pending.c */
 int zc_answer(struct connection *c, const struct zc_event *event);
 int zc_wake_answered(struct reactor *r);
+PyObject *zc_pending_outcome(struct pending *p); /* its result; NULL: raises what it failed with */
 struct pending *zc_pending(PyTypeObject *type, struct connection *c, uint32_t stream, uint32_t buffers, PyObject *reader);
+
+/* connection.c. Begins a call whose turn it is; `seconds`: until its deadline, or None. 1: *out is the call; 0: it is not of the commonest
+ * shapes, and nothing was done; -1: an exception. */
+int zc_begin_plain(struct connection *c, PyObject *name, PyObject *arguments, uint32_t buffers, PyObject *seconds, struct pending **out);
 
 /* Header or payload of an event. */
 PyObject *zc_event_header(const struct reactor *r, const struct zc_event *event);
 PyObject *zc_event_payload(const struct reactor *r, const struct zc_event *event);
+
+/* An attribute's truth: 1, 0, or -1: an exception. */
+static inline int zc_is_true(PyObject *object, PyObject *name) {
+    PyObject *value = PyObject_GetAttr(object, name);
+    int result = value ? PyObject_IsTrue(value) : -1;
+    Py_XDECREF(value);
+    return result;
+}
+
+/* Puts a reference in the place of another. */
+static inline void zc_replace(PyObject **place, PyObject *value) {
+    PyObject *before = *place;
+    *place = value;
+    Py_XDECREF(before);
+}
 
 /* Calls that return nothing of interest: 0 or -1. */
 static inline int zc_done(PyObject *result) {

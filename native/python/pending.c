@@ -129,7 +129,7 @@ int zc_answer(struct connection *c, const struct zc_event *event) {
 
 /* ---- as a future ---- */
 
-static PyObject *outcome(struct pending *p) {
+PyObject *zc_pending_outcome(struct pending *p) {
     if (p->state == DONE)
         return Py_NewRef(p->value);
     if (p->state == FAILED && p->value) {
@@ -145,13 +145,13 @@ static PyObject *outcome(struct pending *p) {
 }
 
 static PyObject *result(struct pending *p, PyObject *Py_UNUSED(ignored)) {
-    return outcome(p);
+    return zc_pending_outcome(p);
 }
 
 static PyObject *exception(struct pending *p, PyObject *Py_UNUSED(ignored)) {
     if (p->state == FAILED)
         return Py_NewRef(p->value ? p->value : Py_None);
-    PyObject *value = outcome(p);
+    PyObject *value = zc_pending_outcome(p);
     Py_XDECREF(value);
     return value ? Py_NewRef(Py_None) : NULL;
 }
@@ -254,7 +254,7 @@ static PySendResult send(struct pending *p, PyObject *Py_UNUSED(sent), PyObject 
         *out = Py_NewRef((PyObject *)p);
         return PYGEN_NEXT;
     }
-    *out = outcome(p);
+    *out = zc_pending_outcome(p);
     return *out ? PYGEN_RETURN : PYGEN_ERROR;
 }
 
