@@ -243,18 +243,17 @@ static void dealloc_call(struct call *call) {
     dealloc(call);
 }
 
+/* Call(channel, name, arguments, keywords, timeout, result, reader, idempotent, wait_for_ready, metadata) */
 static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords)) {
-    PyObject *o[10];
-    if (!PyArg_ParseTuple(args, "OUO!O!OOOOOO", &o[0], &o[1], &PyTuple_Type, &o[2], &PyDict_Type, &o[3], &o[4], &o[5], &o[6], &o[7], &o[8],
-                          &o[9]))
-        return NULL;
-    struct call *call = (struct call *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    if (PyTuple_Size(args) != 10 || !PyTuple_Check(PyTuple_GetItem(args, 2)) || !PyDict_Check(PyTuple_GetItem(args, 3)))
+        return PyErr_Format(PyExc_TypeError, "Call() takes what zcrpc._path.pyi says");
+    struct call *call = (struct call *)PyType_GenericAlloc(type, 0);
     if (!call)
         return NULL;
     PyObject **into[] = {&call->channel,   &call->name,   &call->arguments,  &call->keywords,       &call->timeout,
                          &call->converter, &call->reader, &call->idempotent, &call->wait_for_ready, &call->metadata};
-    for (size_t i = 0; i < 10; i++)
-        *into[i] = Py_NewRef(o[i]);
+    for (Py_ssize_t i = 0; i < 10; i++)
+        *into[i] = Py_NewRef(PyTuple_GetItem(args, i));
     call->until = Py_NewRef(Py_None);
     return (PyObject *)call;
 }

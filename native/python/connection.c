@@ -60,11 +60,16 @@ static int send(struct connection *c, struct pending *p, PyObject *key, struct z
         return sent;
     c->requests++;
     c->last_stream = p->stream;
-    if (PyDict_SetItem(c->pending, key, (PyObject *)p) || (seconds != Py_None && set_deadline(p, seconds)))
+    if (PyDict_SetItem(c->pending, key, (PyObject *)p))
         return -1;
-    if (c->reactor->submits && c->reactor->out.frames >= SUBMIT_FROM)
-        zc_outbox_submit(c->reactor); /* what fails is told by the connections' last events */
-    return zc_outbox_filled(c->reactor) ? -1 : 1;
+    if ((seconds == Py_None || !set_deadline(p, seconds)) && !zc_outbox_filled(c->reactor))
+        return 1;
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    if (PyDict_DelItem(c->pending, key))
+        PyErr_Clear();
+    PyErr_Restore(type, value, trace);
+    return -1;
 }
 
 int zc_begin_plain(struct connection *c, PyObject *name, PyObject *arguments, uint32_t buffers, PyObject *seconds, struct pending **out) {

@@ -179,7 +179,7 @@ static inline int zc_done(PyObject *result) {
         PyObject_GC_UnTrack(self);                                                                                                         \
         clear(self);                                                                                                                       \
         end;                                                                                                                               \
-        ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);                                                                                \
+        PyObject_GC_Del(self);                                                                                                             \
         Py_DECREF(type);                                                                                                                   \
     }
 

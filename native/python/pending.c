@@ -200,11 +200,12 @@ static PyObject *cancel(struct pending *p, PyObject *args, PyObject *keywords) {
     return finish(p, CANCELLED, NULL) ? NULL : Py_NewRef(Py_True);
 }
 
-static PyObject *add_done_callback(struct pending *p, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"", "context", NULL};
-    PyObject *callback, *context = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O|$O", names, &callback, &context))
-        return NULL;
+/* add_done_callback(callback, *, context) */
+static PyObject *add_done_callback(struct pending *p, PyObject *const *args, Py_ssize_t count, PyObject *names) {
+    bool given = names && PyTuple_Size(names) == 1 && PyUnicode_Compare(PyTuple_GetItem(names, 0), zc_names.context) == 0;
+    if (count != 1 || (names && PyTuple_Size(names) && !given))
+        return PyErr_Format(PyExc_TypeError, "add_done_callback(callback, *, context)");
+    PyObject *callback = args[0], *context = given ? args[1] : NULL;
     if (p->callback || !context) {
         PyErr_SetString(PyExc_RuntimeError, "a call is awaited by one task");
         return NULL;
@@ -283,7 +284,7 @@ struct pending *zc_pending(PyTypeObject *type, struct connection *c, uint32_t st
     if (!c->reactor)
         PyErr_SetString(PyExc_ValueError, "a connection without a reactor");
     else
-        p = (struct pending *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+        p = (struct pending *)PyType_GenericAlloc(type, 0);
     if (!p)
         return NULL;
     p->connection = (struct connection *)Py_NewRef((PyObject *)c);
@@ -325,7 +326,7 @@ static PyMethodDef methods[] = {
     METHOD(set_result, METH_O),
     METHOD(set_exception, METH_O),
     METHOD(cancel, METH_VARARGS | METH_KEYWORDS),
-    METHOD(add_done_callback, METH_VARARGS | METH_KEYWORDS),
+    METHOD(add_done_callback, METH_FASTCALL | METH_KEYWORDS),
     METHOD(remove_done_callback, METH_O),
     METHOD(get_loop, METH_NOARGS),
     METHOD(expire, METH_NOARGS),
