@@ -95,7 +95,7 @@ extern struct names {
     PyObject *plain_encode;                                                                      /* of values that hold no buffers */
 } zc_names;
 
-/* outbox.c. A frame's record and header, with `rest` bytes of room behind them, which is returned; NULL: MemoryError. */
+/* outbox.c. A frame's record and header, with `rest` bytes of room behind them, which is returned; NULL: MemoryError, ValueError. */
 unsigned char *zc_outbox_frame(struct outbox *out, uint64_t connection, const struct zc_frame *frame, size_t rest);
 int zc_outbox_submit(struct reactor *r); /* 0, or a negative errno */
 int zc_outbox_filled(struct reactor *r); /* after a frame: has it submitted, sooner or later. -1: an exception */
