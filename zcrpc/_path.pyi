@@ -3,7 +3,7 @@
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Final
 
 import zcrpc.reactor
@@ -134,3 +134,12 @@ class Call:
     def send(self, value: None, /) -> Any: ...
     def throw(self, kind: Any, value: Any = None, trace: Any = None, /) -> Any: ...
     def close(self) -> None: ...
+
+class Verb:
+    """A method of a typed client. function: what is called where a call is made with more than arguments by position
+    and a timeout, within another, or past interceptors."""
+
+    def __init__(
+        self, function: Callable[..., Any], name: str, result: Converter | None, idempotent: bool, /
+    ) -> None: ...
+    def __get__(self, proxy: Any, owner: type[Any]) -> Callable[..., Any]: ...

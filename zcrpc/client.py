@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, TypedDict, TypeVar, Unpack, cast, overload
 
 from zcrpc import calibration, tls
-from zcrpc._path import Call
+from zcrpc._path import Call, Verb
 from zcrpc.address import Address, is_numeric, parse_all
 from zcrpc.backoff import Backoff
 from zcrpc.balancing import PICKERS, Balance
@@ -368,7 +368,7 @@ def _proxy_class(service: type[Service]) -> type[_Proxy]:
     return made
 
 
-def _proxy_method(service: type[Service], plan: Plan) -> Callable[..., Any]:
+def _proxy_method(service: type[Service], plan: Plan) -> Callable[..., Any] | Verb:
     name, result, outgoing, safe = plan.name, plan.result, plan.outgoing, plan.idempotent
     call: Callable[..., Any]
 
@@ -412,7 +412,7 @@ def _proxy_method(service: type[Service], plan: Plan) -> Callable[..., Any]:
     call = call_stream if outgoing is not None else call_with_items if plan.incoming is not None else call_unary
     original = getattr(service, plan.attribute)
     call.__name__, call.__qualname__, call.__doc__ = original.__name__, original.__qualname__, original.__doc__
-    return call
+    return Verb(call, name, result, safe) if call is call_unary else call
 
 
 @functools.lru_cache(maxsize=256)

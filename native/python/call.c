@@ -36,7 +36,7 @@ static PySendResult delegate(struct call *call, PyObject *failed, PyObject **out
 
 /* 1: the call is under way; 0: it is not of the commonest kind; -1: an exception. */
 static int begin(struct call *call) {
-    if (PyObject_Size(call->keywords) || call->metadata != Py_None || call->reader != Py_None)
+    if ((call->keywords != Py_None && PyDict_Size(call->keywords)) || call->metadata != Py_None || call->reader != Py_None)
         return PyErr_Occurred() ? -1 : 0;
     PyObject *connection = PyObject_GetAttr(call->channel, zc_names.only);
     if (!connection || connection == Py_None) {
@@ -237,25 +237,37 @@ static void abandon(struct call *call) {
 
 ZC_COLLECTED(call, OBJECTS, (void)0)
 
-static void dealloc_call(struct call *call) {
+static void end_call(struct call *call) {
     if (call->name && (call->state == NEW || call->state == WAITING))
         abandon(call);
-    dealloc(call);
+    dealloc_call(call);
 }
 
-/* Call(channel, name, arguments, keywords, timeout, result, reader, idempotent, wait_for_ready, metadata) */
-static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords)) {
-    if (PyTuple_Size(args) != 10 || !PyTuple_Check(PyTuple_GetItem(args, 2)) || !PyDict_Check(PyTuple_GetItem(args, 3)))
-        return PyErr_Format(PyExc_TypeError, "Call() takes what zcrpc._path.pyi says");
+static struct call *allocate(PyTypeObject *type, PyObject *const values[10]) {
     struct call *call = (struct call *)PyType_GenericAlloc(type, 0);
     if (!call)
         return NULL;
     PyObject **into[] = {&call->channel,   &call->name,   &call->arguments,  &call->keywords,       &call->timeout,
                          &call->converter, &call->reader, &call->idempotent, &call->wait_for_ready, &call->metadata};
-    for (Py_ssize_t i = 0; i < 10; i++)
-        *into[i] = Py_NewRef(PyTuple_GetItem(args, i));
+    for (int i = 0; i < 10; i++)
+        *into[i] = Py_NewRef(values[i]);
     call->until = Py_NewRef(Py_None);
-    return (PyObject *)call;
+    return call;
+}
+
+PyObject *zc_call(PyObject *channel, PyObject *name, PyObject *arguments, PyObject *timeout, PyObject *converter, PyObject *idempotent) {
+    PyObject *values[10] = {channel, name, arguments, Py_None, timeout, converter, Py_None, idempotent, Py_None, Py_None};
+    return (PyObject *)allocate(zc_call_type, values);
+}
+
+/* Call(channel, name, arguments, keywords, timeout, result, reader, idempotent, wait_for_ready, metadata) */
+static PyObject *create(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords)) {
+    if (PyTuple_Size(args) != 10 || !PyTuple_Check(PyTuple_GetItem(args, 2)) || !PyDict_Check(PyTuple_GetItem(args, 3)))
+        return PyErr_Format(PyExc_TypeError, "Call() takes what zcrpc/_path.pyi says");
+    PyObject *values[10];
+    for (int i = 0; i < 10; i++)
+        values[i] = PyTuple_GetItem(args, i);
+    return (PyObject *)allocate(type, values);
 }
 
 static PyMemberDef members[] = {
@@ -271,9 +283,9 @@ static PyMethodDef methods[] = {
 };
 static PyType_Slot slots[] = {
     {Py_tp_new, create},
-    {Py_tp_traverse, traverse},
-    {Py_tp_clear, clear},
-    {Py_tp_dealloc, dealloc_call},
+    {Py_tp_traverse, traverse_call},
+    {Py_tp_clear, clear_call},
+    {Py_tp_dealloc, end_call},
     {Py_tp_members, members},
     {Py_tp_methods, methods},
     {Py_am_await, await},

@@ -172,9 +172,9 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot slots[] = {
-    {Py_tp_traverse, traverse},
-    {Py_tp_clear, clear},
-    {Py_tp_dealloc, dealloc},
+    {Py_tp_traverse, traverse_connection},
+    {Py_tp_clear, clear_connection},
+    {Py_tp_dealloc, dealloc_connection},
     {Py_tp_members, members},
     {Py_tp_getset, getters},
     {Py_tp_methods, methods},

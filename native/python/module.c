@@ -3,7 +3,7 @@
 
 struct names zc_names;
 
-extern PyType_Spec zc_reactor_spec, zc_connection_spec, zc_pending_spec, zc_call_spec;
+extern PyType_Spec zc_reactor_spec, zc_connection_spec, zc_pending_spec, zc_call_spec, zc_verb_spec, zc_bound_spec;
 
 /* attribute of a module, or of one of its attributes */
 static PyObject *find(const char *module, const char *name, const char *attribute) {
@@ -26,7 +26,7 @@ static bool find_names(void) {
     zc_names.plain_encode = encoder ? PyObject_GetAttrString(encoder, "encode") : NULL;
     Py_XDECREF(encoder);
     return zc_names.plain_encode && (zc_names.nothing = find("zcrpc.metadata", "NOTHING", NULL)) &&
-           (zc_names.set_scope = find("zcrpc.context", "SCOPE", "set")) &&
+           (zc_names.get_scope = find("zcrpc.context", "SCOPE", "get")) && (zc_names.set_scope = find("zcrpc.context", "SCOPE", "set")) &&
            (zc_names.reset_scope = find("zcrpc.context", "SCOPE", "reset")) &&
            (zc_names.zcrpc_error = find("zcrpc.errors", "ZcrpcError", NULL)) &&
            (zc_names.coroutine = find("types", "CoroutineType", NULL)) &&
@@ -48,7 +48,9 @@ static int execute(PyObject *module) {
     zc_connection_type = zc_reactor_type ? add_type(module, &zc_connection_spec) : NULL;
     zc_pending_type = zc_connection_type ? add_type(module, &zc_pending_spec) : NULL;
     zc_call_type = zc_pending_type ? add_type(module, &zc_call_spec) : NULL;
-    return zc_call_type && !PyModule_AddIntMacro(module, SUBMIT_FROM) ? 0 : -1;
+    PyTypeObject *verb = zc_call_type ? add_type(module, &zc_verb_spec) : NULL;
+    zc_bound_type = verb ? add_type(module, &zc_bound_spec) : NULL;
+    return zc_bound_type && !PyModule_AddIntMacro(module, SUBMIT_FROM) ? 0 : -1;
 }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, execute}, {0, NULL}};

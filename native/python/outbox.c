@@ -6,6 +6,8 @@
 /* What is kept from one submit to the next. */
 #define KEPT (1u << 20)
 #define FIRST (64u << 10)
+/* A record's length has 32 bits; headers are as long as the peer allows. */
+#define LONGEST (UINT32_MAX / 2)
 
 static bool make_room(struct outbox *out, size_t bytes) {
     size_t capacity = out->capacity ? out->capacity : FIRST;
@@ -23,6 +25,10 @@ static bool make_room(struct outbox *out, size_t bytes) {
 
 unsigned char *zc_outbox_frame(struct outbox *out, uint64_t connection, const struct zc_frame *frame, size_t rest) {
     size_t bytes = ZC_RECORD_SIZE + ZC_FRAME_SIZE + rest;
+    if (rest > LONGEST) {
+        PyErr_SetString(PyExc_ValueError, "too large for a frame that is copied");
+        return NULL;
+    }
     if (out->capacity - out->used < bytes && !make_room(out, bytes))
         return NULL;
     unsigned char *at = out->records + out->used;
@@ -55,9 +61,11 @@ int zc_outbox_submit(struct reactor *r) {
 }
 
 int zc_outbox_filled(struct reactor *r) {
-    if (r->submits && r->out.frames >= SUBMIT_FROM)
+    if (!r->core) /* closed: nobody submits any more, and its loop may be closed too */
+        zc_outbox_drop(&r->out);
+    else if (r->submits && r->out.frames >= SUBMIT_FROM)
         zc_outbox_submit(r); /* what fails is told by the connections' last events */
-    if (!r->submits)
+    else if (!r->submits)
         return zc_done(PyObject_CallMethodObjArgs((PyObject *)r, zc_names.wake, NULL));
     return 0;
 }

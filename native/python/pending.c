@@ -26,12 +26,22 @@ static int call_soon(struct reactor *r, PyObject *callback, PyObject *context, P
     return zc_done(result);
 }
 
+/* A call that the garbage collector has taken apart has none: an exception. */
+static struct reactor *reactor_of(const struct pending *p) {
+    struct reactor *r = p->connection ? p->connection->reactor : NULL;
+    if (!r || !r->loop)
+        PyErr_SetString(zc_names.invalid_state, "the call's connection is gone");
+    return r && r->loop ? r : NULL;
+}
+
 static int finish(struct pending *p, char state, PyObject *value) {
     p->state = state;
     p->value = Py_XNewRef(value);
     if (!p->callback)
         return 0;
-    struct reactor *r = p->connection->reactor;
+    struct reactor *r = reactor_of(p);
+    if (!r)
+        return -1;
     if (r->dispatching && r->answered && state != CANCELLED)
         return PyList_Append(r->answered, (PyObject *)p);
     PyObject *callback = p->callback, *context = p->context;
@@ -42,12 +52,13 @@ static int finish(struct pending *p, char state, PyObject *value) {
     return failed;
 }
 
-static int wake(struct pending *p) {
+/* At once, or by the loop of `later`. */
+static int wake(struct pending *p, struct reactor *later) {
     PyObject *callback = p->callback, *context = p->context;
     if (!callback)
         return 0;
     p->callback = p->context = NULL;
-    int failed = run_callback(callback, context, (PyObject *)p);
+    int failed = later ? call_soon(later, callback, context, (PyObject *)p) : run_callback(callback, context, (PyObject *)p);
     Py_DECREF(callback);
     Py_DECREF(context);
     return failed;
@@ -56,24 +67,23 @@ static int wake(struct pending *p) {
 /* Tells those who wait for what was answered in this batch. On an exception, which ends the loop, the others are left to it. */
 int zc_wake_answered(struct reactor *r) {
     PyObject *answered = r->answered, *type = NULL, *value = NULL, *trace = NULL;
-    if (!answered || !PyList_Size(answered))
-        return 0;
-    r->answered = PyList_New(0);
-    bool failed = r->answered == NULL;
+    Py_ssize_t count = answered ? PyList_Size(answered) : 0;
+    PyObject *fresh = count > 0 ? PyList_New(0) : NULL;
+    if (!fresh)
+        return count || PyErr_Occurred() ? -1 : 0;
+    r->answered = fresh;
     for (Py_ssize_t i = 0; i < PyList_Size(answered); i++) {
         struct pending *p = (struct pending *)PyList_GetItem(answered, i);
-        if (!failed) {
-            failed = wake(p) != 0;
-            if (failed)
-                PyErr_Fetch(&type, &value, &trace);
-        } else if (p->callback && call_soon(r, p->callback, p->context, (PyObject *)p)) {
-            PyErr_Clear();
-        }
+        if (Py_TYPE((PyObject *)p) != zc_pending_type)
+            continue;
+        if (!type && wake(p, NULL))
+            PyErr_Fetch(&type, &value, &trace);
+        else if (type && wake(p, r))
+            PyErr_WriteUnraisable((PyObject *)p);
     }
     Py_DECREF(answered);
-    if (type)
-        PyErr_Restore(type, value, trace);
-    return failed ? -1 : 0;
+    PyErr_Restore(type, value, trace);
+    return type ? -1 : 0;
 }
 
 /* ---- an answer ---- */
@@ -88,19 +98,23 @@ static int answer_any(struct connection *c, const struct zc_event *event) {
     return zc_done(result);
 }
 
+static int forget_deadline(struct pending *p, struct reactor *r) {
+    PyObject *tick = PyLong_FromUnsignedLongLong(p->tick), *done = NULL;
+    if (tick)
+        done = PyObject_CallMethodObjArgs(r->deadlines, zc_names.discard, tick, (PyObject *)p, NULL);
+    Py_XDECREF(tick);
+    p->tick = 0;
+    return zc_done(done);
+}
+
 static int answer_with(struct connection *c, PyObject *stream, struct pending *p, const struct only *only, bool none) {
-    if (p->tick) {
-        PyObject *tick = PyLong_FromUnsignedLongLong(p->tick);
-        if (!tick || zc_done(PyObject_CallMethodObjArgs(c->reactor->deadlines, zc_names.discard, tick, (PyObject *)p, NULL)))
-            return -1;
-        Py_DECREF(tick);
-        p->tick = 0;
-    }
     bool view = only->how == ZC_SOLE_BUFFER || (only->how == ZC_SOLE_BYTES && p->buffers != BUFFERS_ARE_BYTES);
     PyObject *value = none ? Py_NewRef(Py_None) : zc_only_value(only, view);
     int failed = value ? PyDict_DelItem(c->pending, stream) : -1;
     if (!failed && p->state == PENDING)
         failed = finish(p, DONE, value);
+    if (!failed && p->tick) /* last: it is Python, which a signal may interrupt */
+        failed = forget_deadline(p, c->reactor);
     Py_XDECREF(value);
     return failed;
 }
@@ -118,9 +132,10 @@ int zc_answer(struct connection *c, const struct zc_event *event) {
         Py_ssize_t waiting = c->waiting ? PyObject_Size(c->waiting) : 0;
         struct pending *p = (struct pending *)Py_NewRef(found);
         if (waiting >= 0)
-            failed = (only.how || none) && !waiting && !(c->streams && c->streams != Py_None) && !p->sink
-                         ? answer_with(c, stream, p, &only, none)
-                         : answer_any(c, event);
+            failed =
+                (only.how || none) && !waiting && !(c->streams && c->streams != Py_None) && Py_TYPE(found) == zc_pending_type && !p->sink
+                    ? answer_with(c, stream, p, &only, none)
+                    : answer_any(c, event);
         Py_DECREF((PyObject *)p);
     }
     Py_XDECREF(stream);
@@ -158,7 +173,7 @@ static PyObject *exception(struct pending *p, PyObject *Py_UNUSED(ignored)) {
 
 /* What a sink is asked instead; NULL with an exception. */
 static PyObject *ask_sink(struct pending *p, const char *name, PyObject *argument) {
-    return argument ? PyObject_CallMethod(p->sink, name, "O", argument) : PyObject_CallMethod(p->sink, name, NULL);
+    return argument ? PyObject_CallMethod(p->sink, name, "(O)", argument) : PyObject_CallMethod(p->sink, name, NULL);
 }
 
 static PyObject *done(struct pending *p, PyObject *Py_UNUSED(ignored)) {
@@ -210,8 +225,11 @@ static PyObject *add_done_callback(struct pending *p, PyObject *const *args, Py_
         PyErr_SetString(PyExc_RuntimeError, "a call is awaited by one task");
         return NULL;
     }
+    struct reactor *r = reactor_of(p);
+    if (!r)
+        return NULL;
     if (p->state != PENDING)
-        return call_soon(p->connection->reactor, callback, context, (PyObject *)p) ? NULL : Py_NewRef(Py_None);
+        return call_soon(r, callback, context, (PyObject *)p) ? NULL : Py_NewRef(Py_None);
     p->callback = Py_NewRef(callback);
     p->context = Py_NewRef(context);
     Py_RETURN_NONE;
@@ -229,13 +247,14 @@ static PyObject *remove_done_callback(struct pending *p, PyObject *callback) {
 }
 
 static PyObject *get_loop(struct pending *p, PyObject *Py_UNUSED(ignored)) {
-    return Py_NewRef(p->connection->reactor->loop);
+    struct reactor *r = reactor_of(p);
+    return r ? Py_NewRef(r->loop) : NULL;
 }
 
 /* The deadline has passed: the connection knows what that means. */
 static PyObject *expire(struct pending *p, PyObject *Py_UNUSED(ignored)) {
     p->tick = 0;
-    return PyObject_CallMethodObjArgs((PyObject *)p->connection, zc_names.expired, (PyObject *)p, NULL);
+    return !reactor_of(p) ? NULL : PyObject_CallMethodObjArgs((PyObject *)p->connection, zc_names.expired, (PyObject *)p, NULL);
 }
 
 /* ---- as an awaitable ---- */
@@ -334,9 +353,9 @@ static PyMethodDef methods[] = {
 };
 static PyType_Slot slots[] = {
     {Py_tp_new, create},
-    {Py_tp_traverse, traverse},
-    {Py_tp_clear, clear},
-    {Py_tp_dealloc, dealloc},
+    {Py_tp_traverse, traverse_pending},
+    {Py_tp_clear, clear_pending},
+    {Py_tp_dealloc, dealloc_pending},
     {Py_tp_members, members},
     {Py_tp_methods, methods},
     {Py_am_await, await},

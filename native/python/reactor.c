@@ -21,6 +21,10 @@ struct worker {
 /* Whether the next handler could see that there was this one. -1: an exception. */
 static int is_touched(struct reactor *r, const struct worker *worker) {
     int differs = PyObject_RichCompareBool(worker->context, r->template, Py_NE);
+    if (differs < 0 && PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_Clear(); /* values of variables that cannot be compared: no matter of the call's */
+        return 1;
+    }
     if (differs)
         return differs;
     PyObject *doomed = PyObject_CallFunctionObjArgs(worker->doomed, NULL);
@@ -118,18 +122,27 @@ static int give_up(struct reactor *r, PyObject *connection, const struct zc_even
     Py_XDECREF(type);
     Py_XDECREF(value);
     Py_XDECREF(trace);
+    if (failed && PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_WriteUnraisable((PyObject *)r);
+        failed = 0;
+    }
     return failed;
+}
+
+static bool is_ours(const struct reactor *r, PyObject *connection) {
+    return PyObject_TypeCheck(connection, zc_connection_type) && ((struct connection *)connection)->reactor == r;
 }
 
 static int deal_with(struct reactor *r, const struct zc_event *event, const struct worker *worker, bool *stop, PyObject **job) {
     PyObject *number = PyLong_FromUnsignedLongLong(event->connection);
-    PyObject *connection = number ? PyDict_GetItemWithError(r->connections, number) : NULL;
+    PyObject *connection = number && r->connections ? PyDict_GetItemWithError(r->connections, number) : NULL;
     Py_XDECREF(number);
     if (!connection && PyErr_Occurred())
         return -1;
     Py_INCREF(connection = connection ? connection : Py_None);
     int failed;
-    if (connection == Py_None || event->flags || event->lease || (event->kind != ZC_REQUEST && event->kind != ZC_RESPONSE))
+    bool plain = !event->flags && !event->lease && (event->kind == ZC_REQUEST || event->kind == ZC_RESPONSE);
+    if (!plain || !is_ours(r, connection))
         failed = event->lease || connection != Py_None ? other(r, connection, event) : 0;
     else if (event->kind == ZC_REQUEST)
         failed = call(r, (struct connection *)connection, event, worker, stop, job);
@@ -147,8 +160,8 @@ static PyObject *go_through(struct reactor *r, const struct worker *worker) {
     bool stop = false;
     while (!stop && r->next < r->count) {
         struct zc_event next = r->batch->events[r->next++];
-        if (r->out.frames >= SUBMIT_FROM && zc_outbox_submit(r) < 0)
-            PyErr_Clear();
+        if (r->out.frames >= SUBMIT_FROM)
+            zc_outbox_submit(r); /* what fails is told by the connections' last events */
         if (deal_with(r, &next, worker, &stop, &job)) {
             Py_XDECREF(job);
             return NULL;
@@ -218,16 +231,12 @@ static PyObject *frame(struct reactor *r, PyObject *args) {
         length += (uint64_t)pieces[i].len;
     }
     struct zc_frame head = {(uint8_t)kind, (uint8_t)flags, (uint16_t)method, stream, (uint32_t)header.len, deadline_ms, length};
-    if (pieces && i == count) {
-        if (length + (uint64_t)header.len < UINT32_MAX / 2)
-            at = zc_outbox_frame(&r->out, connection, &head, (size_t)header.len + length);
-        else
-            PyErr_SetString(PyExc_OverflowError, "too large for a frame that is copied");
-    }
-    if (at) {
+    if (pieces && i == count)
+        at = zc_outbox_frame(&r->out, connection, &head, (size_t)header.len + length);
+    if (at && header.len)
         memcpy(at, header.buf, (size_t)header.len);
+    if (at)
         at += header.len;
-    }
     while (i-- > 0) {
         length -= (uint64_t)pieces[i].len;
         if (at && pieces[i].len)
@@ -291,9 +300,9 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot slots[] = {
-    {Py_tp_traverse, traverse},
-    {Py_tp_clear, clear},
-    {Py_tp_dealloc, dealloc},
+    {Py_tp_traverse, traverse_reactor},
+    {Py_tp_clear, clear_reactor},
+    {Py_tp_dealloc, dealloc_reactor},
     {Py_tp_members, members},
     {Py_tp_getset, getters},
     {Py_tp_methods, methods},

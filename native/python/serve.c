@@ -44,7 +44,7 @@ static int begin_any(struct connection *c, const struct zc_event *event, PyObjec
         return 0;
     }
     *coroutine = result;
-    *served = Py_NewRef(c->begun);
+    *served = Py_NewRef(c->begun ? c->begun : Py_None);
     return 1;
 }
 
@@ -86,7 +86,7 @@ static int begin_only(struct connection *c, const struct zc_event *event, const 
 int zc_begin(struct connection *c, const struct zc_event *event, PyObject **coroutine, PyObject **served) {
     const unsigned char *data = c->reactor->batch->data;
     struct only only = {0};
-    if (!c->careful && event->stream && c->handlers)
+    if (!c->careful && event->stream && c->handlers && c->server && c->caller)
         only = zc_only(data + event->header, event->header_length, data + event->payload, event->payload_length, true);
     int full = only.how ? zc_is_true(c->server, zc_names.full) : 0;
     if (full < 0)
