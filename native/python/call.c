@@ -28,8 +28,11 @@ static PySendResult forward(struct call *call, PyObject *sent, PyObject **out) {
 /* Channel.call does it. `failed`: connection and error of a first attempt, or None. */
 static PySendResult delegate(struct call *call, PyObject *failed, PyObject **out) {
     *out = NULL;
-    call->inner = PyObject_CallMethod(call->channel, "call", "OOOOOOOOOO", call->name, call->arguments, call->keywords, call->until,
-                                      call->converter, call->idempotent, call->wait_for_ready, call->metadata, call->reader, failed);
+    if (call->keywords == Py_None)
+        zc_replace(&call->keywords, PyDict_New());
+    if (call->keywords)
+        call->inner = PyObject_CallMethod(call->channel, "call", "OOOOOOOOOO", call->name, call->arguments, call->keywords, call->until,
+                                          call->converter, call->idempotent, call->wait_for_ready, call->metadata, call->reader, failed);
     call->state = call->inner ? WITHIN : OVER;
     return call->inner ? forward(call, Py_None, out) : PYGEN_ERROR;
 }
