@@ -3,14 +3,18 @@
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Final
 
 import zcrpc.reactor
+from zcrpc.calling import MetadataReader
+from zcrpc.channel import Channel
 from zcrpc.codec import Codec
 from zcrpc.context import Served
+from zcrpc.conversion import Converter
 from zcrpc.deadlines import Deadlines
 from zcrpc.errors import ZcrpcError
+from zcrpc.metadata import Metadata
 from zcrpc.streams import Streams
 
 SUBMIT_FROM: Final[int]
@@ -84,11 +88,6 @@ class Connection:
     in_flight: int  # calls that the peer takes at once
     granted: int  # turns given to those who waited, and not used yet
     last_stream: int
-    def begin_plain(
-        self, name: str, arguments: tuple[Any, ...], buffers: int, seconds: float | None, /
-    ) -> Pending | None:
-        """Begins a call of the commonest shapes, whose turn it is. None if it is none, and nothing was done."""
-
     def reply_plain(self, stream: int, result: Any, /) -> bool:
         """Sends a result of the commonest shapes. False if it is none."""
 
@@ -113,3 +112,34 @@ class Pending:
     def set_exception(self, error: BaseException, /) -> None: ...
     def expire(self) -> None:
         """The deadline has passed: `connection.expired` is told."""
+
+class Call:
+    """What makes one call, and is awaited for its result: a coroutine."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        name: str,
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        timeout: float | None,
+        result: Converter | None,
+        reader: MetadataReader | None,
+        idempotent: bool,
+        wait_for_ready: bool | None,
+        sent_along: Metadata | None,
+        /,
+    ) -> None: ...
+    def __await__(self) -> Generator[Any, None, Any]: ...
+    def send(self, value: None, /) -> Any: ...
+    def throw(self, kind: Any, value: Any = None, trace: Any = None, /) -> Any: ...
+    def close(self) -> None: ...
+
+class Verb:
+    """A method of a typed client. function: what is called where a call is made with more than arguments by position
+    and a timeout, within another, or past interceptors."""
+
+    def __init__(
+        self, function: Callable[..., Any], name: str, result: Converter | None, idempotent: bool, /
+    ) -> None: ...
+    def __get__(self, proxy: Any, owner: type[Any]) -> Callable[..., Any]: ...

@@ -60,39 +60,40 @@ static int send(struct connection *c, struct pending *p, PyObject *key, struct z
         return sent;
     c->requests++;
     c->last_stream = p->stream;
-    if (PyDict_SetItem(c->pending, key, (PyObject *)p) || (seconds != Py_None && set_deadline(p, seconds)))
+    if (PyDict_SetItem(c->pending, key, (PyObject *)p))
         return -1;
-    if (c->reactor->submits && c->reactor->out.frames >= SUBMIT_FROM)
-        zc_outbox_submit(c->reactor); /* what fails is told by the connections' last events */
-    return zc_outbox_filled(c->reactor) ? -1 : 1;
+    if ((seconds == Py_None || !set_deadline(p, seconds)) && !zc_outbox_filled(c->reactor))
+        return 1;
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    if (PyDict_DelItem(c->pending, key))
+        PyErr_Clear();
+    PyErr_Restore(type, value, trace);
+    return -1;
 }
 
-/* begin_plain(name, arguments, buffers, seconds) */
-static PyObject *begin_plain(struct connection *c, PyObject *const *args, Py_ssize_t count) {
-    if (count != 4 || !PyTuple_Check(args[1]))
-        return PyErr_Format(PyExc_TypeError, "begin_plain(name, arguments, buffers, seconds)");
+int zc_begin_plain(struct connection *c, PyObject *name, PyObject *arguments, uint32_t buffers, PyObject *seconds, struct pending **out) {
     struct zc_frame frame = {.kind = ZC_REQUEST};
-    unsigned long buffers = PyLong_AsUnsignedLong(args[2]);
-    if (args[3] != Py_None)
-        frame.deadline_ms = milliseconds(PyFloat_AsDouble(args[3]));
+    if (seconds != Py_None)
+        frame.deadline_ms = milliseconds(PyFloat_AsDouble(seconds));
     int open = PyErr_Occurred() ? -1 : is_open(c);
-    PyObject *method = open == 1 ? PyDict_GetItemWithError(c->methods, args[0]) : NULL;
+    PyObject *method = open == 1 ? PyDict_GetItemWithError(c->methods, name) : NULL, *key = NULL;
     if (PyErr_Occurred())
-        return NULL;
-    if (!method || (args[3] != Py_None && !frame.deadline_ms))
-        Py_RETURN_NONE;
-    PyObject *key = NULL;
+        return -1;
+    if (!method || (seconds != Py_None && !frame.deadline_ms))
+        return 0;
     frame.method = (uint16_t)PyLong_AsUnsignedLong(method);
     frame.stream = next_stream(c, &key);
     if (!frame.stream)
-        return NULL;
-    struct pending *p = zc_pending(zc_pending_type, c, frame.stream, (uint32_t)buffers, Py_None);
-    int sent = p ? send(c, p, key, &frame, args[1], args[3]) : -1;
+        return -1;
+    struct pending *p = zc_pending(zc_pending_type, c, frame.stream, buffers, Py_None);
+    int sent = p ? send(c, p, key, &frame, arguments, seconds) : -1;
     Py_DECREF(key);
     if (sent == 1)
-        return (PyObject *)p;
-    Py_XDECREF((PyObject *)p);
-    return sent ? NULL : Py_NewRef(Py_None);
+        *out = p;
+    else
+        Py_XDECREF((PyObject *)p);
+    return sent;
 }
 
 static PyObject *reply_plain(struct connection *c, PyObject *const *args, Py_ssize_t count) {
@@ -166,15 +167,14 @@ static PyMemberDef members[] = {
 };
 static PyGetSetDef getters[] = {{"reactor", (getter)get_reactor, (setter)set_reactor, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL}};
 static PyMethodDef methods[] = {
-    {"begin_plain", (PyCFunction)(void *)begin_plain, METH_FASTCALL, NULL},
     {"reply_plain", (PyCFunction)(void *)reply_plain, METH_FASTCALL, NULL},
     {"take_stream", (PyCFunction)(void *)take_stream, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot slots[] = {
-    {Py_tp_traverse, traverse},
-    {Py_tp_clear, clear},
-    {Py_tp_dealloc, dealloc},
+    {Py_tp_traverse, traverse_connection},
+    {Py_tp_clear, clear_connection},
+    {Py_tp_dealloc, dealloc_connection},
     {Py_tp_members, members},
     {Py_tp_getset, getters},
     {Py_tp_methods, methods},

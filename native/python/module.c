@@ -3,7 +3,7 @@
 
 struct names zc_names;
 
-extern PyType_Spec zc_reactor_spec, zc_connection_spec, zc_pending_spec;
+extern PyType_Spec zc_reactor_spec, zc_connection_spec, zc_pending_spec, zc_call_spec, zc_verb_spec, zc_bound_spec;
 
 /* attribute of a module, or of one of its attributes */
 static PyObject *find(const char *module, const char *name, const char *attribute) {
@@ -17,24 +17,18 @@ static PyObject *find(const char *module, const char *name, const char *attribut
 }
 
 static bool find_names(void) {
-    struct {
-        PyObject **into;
-        const char *name;
-    } const attributes[] = {
-        {&zc_names.add, "add"},       {&zc_names.call_soon, "call_soon"}, {&zc_names.context, "context"}, {&zc_names.discard, "discard"},
-        {&zc_names.doomed, "doomed"}, {&zc_names.expired, "expired"},     {&zc_names.full, "full"},       {&zc_names.run, "run"},
-        {&zc_names.sole, "sole"},     {&zc_names.wake, "wake"},
-    };
-    for (size_t i = 0; i < sizeof attributes / sizeof *attributes; i++)
-        if (!(*attributes[i].into = PyUnicode_InternFromString(attributes[i].name)))
-            return false;
+#define INTERN(name)                                                                                                                       \
+    if (!(zc_names.name = PyUnicode_InternFromString(#name)))                                                                              \
+        return false;
+    ZC_ATTRIBUTES(INTERN)
     PyObject *encoder_type = find("msgspec.msgpack", "Encoder", NULL), *encoder = encoder_type ? PyObject_CallNoArgs(encoder_type) : NULL;
     Py_XDECREF(encoder_type);
     zc_names.plain_encode = encoder ? PyObject_GetAttrString(encoder, "encode") : NULL;
     Py_XDECREF(encoder);
     return zc_names.plain_encode && (zc_names.nothing = find("zcrpc.metadata", "NOTHING", NULL)) &&
-           (zc_names.set_scope = find("zcrpc.context", "SCOPE", "set")) &&
+           (zc_names.get_scope = find("zcrpc.context", "SCOPE", "get")) && (zc_names.set_scope = find("zcrpc.context", "SCOPE", "set")) &&
            (zc_names.reset_scope = find("zcrpc.context", "SCOPE", "reset")) &&
+           (zc_names.zcrpc_error = find("zcrpc.errors", "ZcrpcError", NULL)) &&
            (zc_names.coroutine = find("types", "CoroutineType", NULL)) &&
            (zc_names.cancelled_error = find("asyncio", "CancelledError", NULL)) &&
            (zc_names.invalid_state = find("asyncio", "InvalidStateError", NULL));
@@ -53,7 +47,10 @@ static int execute(PyObject *module) {
     zc_reactor_type = add_type(module, &zc_reactor_spec);
     zc_connection_type = zc_reactor_type ? add_type(module, &zc_connection_spec) : NULL;
     zc_pending_type = zc_connection_type ? add_type(module, &zc_pending_spec) : NULL;
-    return zc_pending_type && !PyModule_AddIntMacro(module, SUBMIT_FROM) ? 0 : -1;
+    zc_call_type = zc_pending_type ? add_type(module, &zc_call_spec) : NULL;
+    PyTypeObject *verb = zc_call_type ? add_type(module, &zc_verb_spec) : NULL;
+    zc_bound_type = verb ? add_type(module, &zc_bound_spec) : NULL;
+    return zc_bound_type && !PyModule_AddIntMacro(module, SUBMIT_FROM) ? 0 : -1;
 }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, execute}, {0, NULL}};

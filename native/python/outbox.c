@@ -63,6 +63,8 @@ int zc_outbox_submit(struct reactor *r) {
 int zc_outbox_filled(struct reactor *r) {
     if (!r->core) /* closed: nobody submits any more, and its loop may be closed too */
         zc_outbox_drop(&r->out);
+    else if (r->submits && r->out.frames >= SUBMIT_FROM)
+        zc_outbox_submit(r); /* what fails is told by the connections' last events */
     else if (!r->submits)
         return zc_done(PyObject_CallMethodObjArgs((PyObject *)r, zc_names.wake, NULL));
     return 0;

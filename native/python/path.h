@@ -84,15 +84,20 @@ struct pending {
 };
 enum { PENDING, DONE, FAILED, CANCELLED };
 
-extern PyTypeObject *zc_reactor_type, *zc_connection_type, *zc_pending_type;
+extern PyTypeObject *zc_reactor_type, *zc_connection_type, *zc_pending_type, *zc_call_type, *zc_bound_type;
 
-/* What is asked of Python again and again. */
+/* Attributes that are asked for again and again. */
+#define ZC_ATTRIBUTES(what)                                                                                                                \
+    what(add) what(call_soon) what(_channel) what(_client) what(context) what(discard) what(doomed) what(exact) what(expired) what(full)   \
+        what(only) what(_proceed) what(retries) what(run) what(sole) what(timeout) what(until) what(views) what(wake)
+#define ZC_POINTER(name) PyObject *name;
+
 extern struct names {
-    PyObject *add, *call_soon, *context, *discard, *doomed, *expired, *full, *run, *sole, *wake; /* attributes */
-    PyObject *nothing;                                                                           /* zcrpc.metadata.NOTHING */
-    PyObject *set_scope, *reset_scope;                                                           /* of zcrpc.context.SCOPE */
-    PyObject *coroutine, *cancelled_error, *invalid_state;                                       /* types */
-    PyObject *plain_encode;                                                                      /* of values that hold no buffers */
+    ZC_ATTRIBUTES(ZC_POINTER)
+    PyObject *nothing;                                                   /* zcrpc.metadata.NOTHING */
+    PyObject *get_scope, *set_scope, *reset_scope;                       /* of zcrpc.context.SCOPE */
+    PyObject *coroutine, *cancelled_error, *invalid_state, *zcrpc_error; /* types */
+    PyObject *plain_encode;                                              /* of values that hold no buffers */
 } zc_names;
 
 /* outbox.c. A frame's record and header, with `rest` bytes of room behind them, which is returned; NULL: MemoryError, ValueError. */
@@ -122,11 +127,34 @@ int zc_fail(struct connection *c, uint32_t stream, PyObject *served); /* with th
 /* pending.c */
 int zc_answer(struct connection *c, const struct zc_event *event);
 int zc_wake_answered(struct reactor *r);
+PyObject *zc_pending_outcome(struct pending *p); /* its result; NULL: raises what it failed with */
 struct pending *zc_pending(PyTypeObject *type, struct connection *c, uint32_t stream, uint32_t buffers, PyObject *reader);
+
+/* call.c. What `channel` is to be asked for, with nothing out of the ordinary. NULL: an exception. */
+PyObject *zc_call(PyObject *channel, PyObject *name, PyObject *arguments, PyObject *timeout, PyObject *converter, PyObject *idempotent);
+
+/* connection.c. Begins a call whose turn it is; `seconds`: until its deadline, or None. 1: *out is the call; 0: it is not of the commonest
+ * shapes, and nothing was done; -1: an exception. */
+int zc_begin_plain(struct connection *c, PyObject *name, PyObject *arguments, uint32_t buffers, PyObject *seconds, struct pending **out);
 
 /* Header or payload of an event. */
 PyObject *zc_event_header(const struct reactor *r, const struct zc_event *event);
 PyObject *zc_event_payload(const struct reactor *r, const struct zc_event *event);
+
+/* An attribute's truth: 1, 0, or -1: an exception. */
+static inline int zc_is_true(PyObject *object, PyObject *name) {
+    PyObject *value = PyObject_GetAttr(object, name);
+    int result = value ? PyObject_IsTrue(value) : -1;
+    Py_XDECREF(value);
+    return result;
+}
+
+/* Puts a reference in the place of another. */
+static inline void zc_replace(PyObject **place, PyObject *value) {
+    PyObject *before = *place;
+    *place = value;
+    Py_XDECREF(before);
+}
 
 /* Calls that return nothing of interest: 0 or -1. */
 static inline int zc_done(PyObject *result) {
@@ -140,21 +168,21 @@ static inline int zc_done(PyObject *result) {
 #define ZC_VISIT(name) Py_VISIT(self->name);
 #define ZC_CLEAR(name) Py_CLEAR(self->name);
 #define ZC_COLLECTED(kind, OBJECTS, end)                                                                                                   \
-    static int traverse(struct kind *self, visitproc visit, void *arg) {                                                                   \
+    static int traverse_##kind(struct kind *self, visitproc visit, void *arg) {                                                            \
         OBJECTS(ZC_VISIT)                                                                                                                  \
         Py_VISIT(Py_TYPE((PyObject *)self));                                                                                               \
         return 0;                                                                                                                          \
     }                                                                                                                                      \
-    static int clear(struct kind *self) {                                                                                                  \
+    static int clear_##kind(struct kind *self) {                                                                                           \
         OBJECTS(ZC_CLEAR)                                                                                                                  \
         return 0;                                                                                                                          \
     }                                                                                                                                      \
-    static void dealloc(struct kind *self) {                                                                                               \
+    static void dealloc_##kind(struct kind *self) {                                                                                        \
         PyTypeObject *type = Py_TYPE((PyObject *)self);                                                                                    \
         PyObject_GC_UnTrack(self);                                                                                                         \
-        clear(self);                                                                                                                       \
+        clear_##kind(self);                                                                                                                \
         end;                                                                                                                               \
-        ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);                                                                                \
+        PyObject_GC_Del(self);                                                                                                             \
         Py_DECREF(type);                                                                                                                   \
     }
 

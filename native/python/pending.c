@@ -144,7 +144,7 @@ int zc_answer(struct connection *c, const struct zc_event *event) {
 
 /* ---- as a future ---- */
 
-static PyObject *outcome(struct pending *p) {
+PyObject *zc_pending_outcome(struct pending *p) {
     if (p->state == DONE)
         return Py_NewRef(p->value);
     if (p->state == FAILED && p->value) {
@@ -160,13 +160,13 @@ static PyObject *outcome(struct pending *p) {
 }
 
 static PyObject *result(struct pending *p, PyObject *Py_UNUSED(ignored)) {
-    return outcome(p);
+    return zc_pending_outcome(p);
 }
 
 static PyObject *exception(struct pending *p, PyObject *Py_UNUSED(ignored)) {
     if (p->state == FAILED)
         return Py_NewRef(p->value ? p->value : Py_None);
-    PyObject *value = outcome(p);
+    PyObject *value = zc_pending_outcome(p);
     Py_XDECREF(value);
     return value ? Py_NewRef(Py_None) : NULL;
 }
@@ -215,11 +215,12 @@ static PyObject *cancel(struct pending *p, PyObject *args, PyObject *keywords) {
     return finish(p, CANCELLED, NULL) ? NULL : Py_NewRef(Py_True);
 }
 
-static PyObject *add_done_callback(struct pending *p, PyObject *args, PyObject *keywords) {
-    static char *names[] = {"", "context", NULL};
-    PyObject *callback, *context = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O|$O", names, &callback, &context))
-        return NULL;
+/* add_done_callback(callback, *, context) */
+static PyObject *add_done_callback(struct pending *p, PyObject *const *args, Py_ssize_t count, PyObject *names) {
+    bool given = names && PyTuple_Size(names) == 1 && PyUnicode_Compare(PyTuple_GetItem(names, 0), zc_names.context) == 0;
+    if (count != 1 || (names && PyTuple_Size(names) && !given))
+        return PyErr_Format(PyExc_TypeError, "add_done_callback(callback, *, context)");
+    PyObject *callback = args[0], *context = given ? args[1] : NULL;
     if (p->callback || !context) {
         PyErr_SetString(PyExc_RuntimeError, "a call is awaited by one task");
         return NULL;
@@ -273,7 +274,7 @@ static PySendResult send(struct pending *p, PyObject *Py_UNUSED(sent), PyObject 
         *out = Py_NewRef((PyObject *)p);
         return PYGEN_NEXT;
     }
-    *out = outcome(p);
+    *out = zc_pending_outcome(p);
     return *out ? PYGEN_RETURN : PYGEN_ERROR;
 }
 
@@ -302,7 +303,7 @@ struct pending *zc_pending(PyTypeObject *type, struct connection *c, uint32_t st
     if (!c->reactor)
         PyErr_SetString(PyExc_ValueError, "a connection without a reactor");
     else
-        p = (struct pending *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+        p = (struct pending *)PyType_GenericAlloc(type, 0);
     if (!p)
         return NULL;
     p->connection = (struct connection *)Py_NewRef((PyObject *)c);
@@ -344,7 +345,7 @@ static PyMethodDef methods[] = {
     METHOD(set_result, METH_O),
     METHOD(set_exception, METH_O),
     METHOD(cancel, METH_VARARGS | METH_KEYWORDS),
-    METHOD(add_done_callback, METH_VARARGS | METH_KEYWORDS),
+    METHOD(add_done_callback, METH_FASTCALL | METH_KEYWORDS),
     METHOD(remove_done_callback, METH_O),
     METHOD(get_loop, METH_NOARGS),
     METHOD(expire, METH_NOARGS),
@@ -352,9 +353,9 @@ static PyMethodDef methods[] = {
 };
 static PyType_Slot slots[] = {
     {Py_tp_new, create},
-    {Py_tp_traverse, traverse},
-    {Py_tp_clear, clear},
-    {Py_tp_dealloc, dealloc},
+    {Py_tp_traverse, traverse_pending},
+    {Py_tp_clear, clear_pending},
+    {Py_tp_dealloc, dealloc_pending},
     {Py_tp_members, members},
     {Py_tp_methods, methods},
     {Py_am_await, await},

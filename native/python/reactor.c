@@ -44,12 +44,8 @@ static int reset_scope(PyObject *token) {
 
 /* A handler has suspended: what its worker goes on with. `yielded` is taken over. */
 static PyObject *suspended(struct connection *c, PyObject *coroutine, PyObject *served, PyObject *token, PyObject *yielded) {
-    PyObject *before = c->begun;
-    c->begun = Py_NewRef(served);
-    Py_XDECREF(before);
-    before = c->reactor->begun;
-    c->reactor->begun = Py_NewRef((PyObject *)c);
-    Py_XDECREF(before);
+    zc_replace(&c->begun, Py_NewRef(served));
+    zc_replace(&c->reactor->begun, Py_NewRef((PyObject *)c));
     PyObject *result = PyTuple_Pack(3, coroutine, yielded, token);
     Py_DECREF(yielded);
     return result;
@@ -304,9 +300,9 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot slots[] = {
-    {Py_tp_traverse, traverse},
-    {Py_tp_clear, clear},
-    {Py_tp_dealloc, dealloc},
+    {Py_tp_traverse, traverse_reactor},
+    {Py_tp_clear, clear_reactor},
+    {Py_tp_dealloc, dealloc_reactor},
     {Py_tp_members, members},
     {Py_tp_getset, getters},
     {Py_tp_methods, methods},

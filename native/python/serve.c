@@ -3,16 +3,6 @@
 
 #include <time.h>
 
-/* 1: it is, 0, or -1: an exception. */
-static int is_full(struct connection *c) {
-    PyObject *full = PyObject_GetAttr(c->server, zc_names.full);
-    if (!full)
-        return -1;
-    int result = PyObject_IsTrue(full);
-    Py_DECREF(full);
-    return result;
-}
-
 static double deadline(uint32_t milliseconds) {
     struct timespec now;
     if (!milliseconds)
@@ -98,7 +88,7 @@ int zc_begin(struct connection *c, const struct zc_event *event, PyObject **coro
     struct only only = {0};
     if (!c->careful && event->stream && c->handlers && c->server && c->caller)
         only = zc_only(data + event->header, event->header_length, data + event->payload, event->payload_length, true);
-    int full = only.how ? is_full(c) : 0;
+    int full = only.how ? zc_is_true(c->server, zc_names.full) : 0;
     if (full < 0)
         return -1;
     if (!only.how || full)
