@@ -25,6 +25,8 @@ _PAGE = mmap.PAGESIZE
 _DATA = 16 * _PAGE
 _RECORD = struct.Struct("<QII")
 _libc = ctypes.CDLL(None, use_errno=True)
+_Poll = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int)
+_GetBatch = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)
 _Submit = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64)
 
 
@@ -79,6 +81,10 @@ def response(stream: int, header: bytes = b"", payload: bytes = b"") -> Frame:
     return Frame(RESPONSE, stream, header, payload)
 
 
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
 class Hand:
     """The reactor of one end."""
 
@@ -86,16 +92,16 @@ class Hand:
         self.reactor = reactor
         self.connection = connection
         self.frames: list[Frame] = []
-        self._function = _Submit(self._caught)  # kept while it may be called
+        self._submit = _Submit(self._caught)  # kept while it may be called
         self._memory = mmap.mmap(-1, _DATA + _PAGE)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._protect(0)
-        self._drive(ctypes.cast(self._function, ctypes.c_void_p).value)
+        self._drive(submit=_address(self._submit))
 
     def close(self) -> None:
         """The frames go to the socket again."""
         self.reactor.submit()
-        self._drive(int(ffi.cast("uintptr_t", ffi.addressof(lib, "zc_reactor_submit"))))
+        self._drive()
         self._protect(mmap.PROT_READ | mmap.PROT_WRITE)
 
     async def deal(self, *frames: Frame, header_last: bool = True) -> list[Frame]:
@@ -133,12 +139,12 @@ class Hand:
             for name in ("kind", "stream", "method", "flags", "deadline_ms"):
                 setattr(event, name, getattr(frame, name))
         batch = _Batch(ctypes.addressof(events), self._address, _DATA)
-        batches = self.reactor._batches
-        self.reactor._batches = [ctypes.addressof(batch)]
+        poll, get = _Poll(lambda _core, _timeout: len(frames)), _GetBatch(lambda _core, _index: ctypes.addressof(batch))
+        self._drive(poll=_address(poll), batch=_address(get), submit=_address(self._submit))
         try:
-            self.reactor._dispatch(0, len(frames))
+            self.reactor.turn()
         finally:
-            self.reactor._batches = batches
+            self._drive(submit=_address(self._submit))
 
     def _caught(self, _core: int, records: int, length: int) -> int:
         data, at = ctypes.string_at(records, length), 0
@@ -149,9 +155,14 @@ class Hand:
             at += size
         return 0
 
-    def _drive(self, function: int | None) -> None:
-        if self.reactor._handle is not None:
-            self.reactor.drive(int(ffi.cast("uintptr_t", self.reactor._handle)), function or 0)
+    def _drive(self, **functions: int) -> None:
+        if self.reactor._handle is None:
+            return
+        for name in ("poll", "batch", "submit"):
+            if name not in functions:
+                functions[name] = int(ffi.cast("uintptr_t", ffi.addressof(lib, f"zc_reactor_{name}")))
+        core = int(ffi.cast("uintptr_t", self.reactor._handle))
+        self.reactor.drive(core, functions["poll"], functions["batch"], functions["submit"])
 
     def _protect(self, protection: int) -> None:
         assert _libc.mprotect(ctypes.c_void_p(self._address + _DATA), ctypes.c_size_t(_PAGE), protection) == 0

@@ -13,9 +13,10 @@ from zcrpc.codec import Codec
 from zcrpc.context import Served
 from zcrpc.conversion import Converter
 from zcrpc.deadlines import Deadlines
+from zcrpc.eager import Worker, WorkerRunner
 from zcrpc.errors import ZcrpcError
 from zcrpc.metadata import Metadata
-from zcrpc.streams import Streams
+from zcrpc.streams import Sender, Streams
 
 SUBMIT_FROM: Final[int]
 """Frames that are submitted without waiting for the rest."""
@@ -25,7 +26,9 @@ class Reactor:
     loop: asyncio.AbstractEventLoop
     codec: Codec
     deadlines: Deadlines
-    template: contextvars.Context | None
+    runner: WorkerRunner | None  # of the handlers of calls that come in
+    template: contextvars.Context | None  # how handlers must leave theirs
+    unsent: list[Sender]  # streams with items that are sent at the next flush
     begun: Any  # the connection whose handler has suspended
     answered: list[Pending]  # calls whose tasks are woken when the batch is done
     submits: bool  # what is in the outbox will be submitted without anybody waking us
@@ -34,8 +37,11 @@ class Reactor:
     def frames(self) -> int:
         """How many wait to be submitted."""
 
-    def drive(self, core: int, submit: int, /) -> None:
-        """The addresses of a struct zc_reactor and of zc_reactor_submit. 0: there is none any more."""
+    def drive(self, core: int, poll: int, batch: int, submit: int, /) -> None:
+        """The addresses of a struct zc_reactor, and of zc_reactor_poll and so on. 0: there is none any more."""
+
+    def turn(self) -> bool:
+        """Does what is ready. Whether there was anything."""
 
     def frame(
         self,
@@ -54,19 +60,13 @@ class Reactor:
     def submit_frames(self) -> int:
         """0, or a negative errno."""
 
-    def open_batch(self, batch: int, count: int, /) -> None:
-        """The address of a struct zc_batch, and how many events it has."""
-
-    def work(self, worker: Any, /) -> tuple[Any, Any, contextvars.Token[Any]] | None:
-        """Deals with the batch, event by event. worker: in whose context handlers are begun; None: `start_handler` does
-        that. When one of them suspends, its coroutine, what that has yielded, and the token of its scope: the worker
-        has to go on with it, and another one with the batch. None when all is done, or the worker is not as before."""
+    def work(self, worker: Worker, /) -> tuple[Any, Any, contextvars.Token[Any]] | bool | None:
+        """Deals with the batch, event by event; `worker` lends its context to the handlers. When one of them suspends:
+        its coroutine, what that has yielded, and the token of its scope; the worker has to go on with it, and another
+        one with the batch. True: the worker is not as it was. None: there are no more events."""
 
     def rest(self) -> list[int]:
         """The leases of the events that were not dealt with, which are the caller's then."""
-
-    def wake_answered(self) -> None:
-        """Wakes those whose calls were answered in the batch."""
 
 class Connection:
     reactor: zcrpc.reactor.Reactor

@@ -36,7 +36,7 @@ import sys
 import types
 from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from zcrpc.context import SCOPE, Scope
 
@@ -212,6 +212,18 @@ def _first_step(coroutine: Handler, scope: Scope) -> tuple[Any, contextvars.Toke
         raise
 
 
+class Source(Protocol):
+    """Where handlers come from: a reactor's batch."""
+
+    def work(self, worker: Worker, /) -> tuple[Handler, Any, contextvars.Token[Scope]] | bool | None:
+        """Begins one handler after the other. When one suspends: its coroutine, what that has yielded, and the token of
+        its scope. True: one has left a trace in the worker. In both cases another worker is to go on with the rest.
+        None: there are no more."""
+
+    def suspended(self, suspended: Suspended, /) -> None:
+        """The handler that was begun last waits for something."""
+
+
 class WorkerRunner:
     """Runs handlers on parked workers. Works on every supported Python; the default on 3.11."""
 
@@ -223,40 +235,31 @@ class WorkerRunner:
         self._parked: list[Worker] = []
         self._closed = False
 
-    def work_through(
-        self,
-        work: Callable[[Worker], tuple[Handler, Any, contextvars.Token[Scope]] | None],
-        suspended: Callable[[Suspended], None],
-    ) -> None:
-        """Runs the first steps of many handlers: `work` begins one after the other, and is inside the worker all the
-        time, so that none of them has to be entered and left.
-
-        When one suspends, `work` returns its coroutine, what that has yielded and the token of its scope; its worker
-        goes on with it, `suspended` is told, and `work` is called again for the rest. So it is if a handler left a
-        trace; then it returns None, as it does when there are no more.
-        """
+    def work_through(self, source: Source) -> None:
+        """Runs the first steps of many handlers: `source.work` begins one after the other, and is inside the worker all
+        the time, so that none of them has to be entered and left. See `Source`."""
         loop = self.loop
         while True:
             worker = self._parked.pop() if self._parked else Worker(self)
             task = worker.task
             _enter_task(loop, task)
             try:
-                stopped = worker.run(work, worker)
+                stopped = worker.run(source.work, worker)
             except BaseException:  # KeyboardInterrupt, SystemExit
                 task.cancel()
                 raise
             finally:
                 _leave_task(loop, task)
-            if stopped is not None:
-                job = _Job(worker, *stopped)
-                worker.hand_over(job)
-                suspended(job)
-            elif not worker.untouched():
-                task.cancel()
-            else:
+            if stopped is None:
                 if not self.park(worker):
                     task.cancel()
                 return
+            if isinstance(stopped, tuple):
+                job = _Job(worker, *stopped)
+                worker.hand_over(job)
+                source.suspended(job)
+            else:
+                task.cancel()
 
     def start(self, coroutine: Handler, scope: Scope = None) -> Any:
         """Runs the coroutine's first step. Its result if that was all, its exception if it raised one, else a

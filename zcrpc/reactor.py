@@ -28,7 +28,7 @@ from zcrpc.codec import Codec
 from zcrpc.deadlines import Deadlines
 from zcrpc.eager import Runner, Suspended, WorkerRunner
 from zcrpc.forking import MESSAGE, remember
-from zcrpc.streams import Counters, Sender
+from zcrpc.streams import Counters
 from zcrpc.wire import (
     CANCEL,
     COMPRESSED,
@@ -99,16 +99,12 @@ class Reactor(_path.Reactor):
 
     __slots__ = (
         "__weakref__",
-        "_batches",
         "_busy",
         "_handle",
         "_next_token",
-        "_poll",
         "_sweeper",
-        "runner",
         "streams",
         "timed_out",
-        "unsent",
         "violations",
         "wake",
     )
@@ -129,9 +125,7 @@ class Reactor(_path.Reactor):
         out = ffi.new("struct zc_reactor **")
         check(lib.zc_reactor_create(regions, native, out), "creating a reactor")
         self._handle = out[0]
-        self._poll = lib.zc_reactor_poll
-        self.drive(_address(self._handle), _address(ffi.addressof(lib, "zc_reactor_submit")))
-        self._batches = [_address(lib.zc_reactor_batch(self._handle, index)) for index in range(lib.ZC_BATCHES)]
+        self.drive(_address(self._handle), *map(_function, ("poll", "batch", "submit")))
         self._next_token = 0
         self.loop = loop
         self.codec = Codec()
@@ -140,15 +134,15 @@ class Reactor(_path.Reactor):
         self.template = self.runner.template if self.runner is not None else None
         self.connections: dict[int, Connection] = {}
         self.answered = []
-        self.unsent: list[Sender] = []  # streams with items that are sent at the next flush; append, then wake()
+        self.unsent = []  # append, then wake()
         self.streams = Counters()
         self.violations = 0  # of the protocol, by peers
         self.timed_out = 0  # connections whose peers said nothing in time
         self.wake: Callable[[], None] = self._schedule_submit
-        loop.add_reader(lib.zc_reactor_fd(self._handle), self._turn)
+        self._busy = BusyPoll(loop, options.busy_poll, self._turn_awake) if options.busy_poll else None
+        loop.add_reader(lib.zc_reactor_fd(self._handle), self.turn if self._busy is None else self._turn_awake)
         remember(self)
         self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
-        self._busy = BusyPoll(loop, options.busy_poll, self._turn) if options.busy_poll else None
 
     # ---- connections
 
@@ -235,38 +229,21 @@ class Reactor(_path.Reactor):
 
     # ---- in
 
-    def _turn(self) -> None:
-        code = self._poll(self._handle, 0)
-        if code > 0:
-            self._dispatch(code >> 32, code & 0xFFFFFFFF)
-            if self._busy is not None and self._handle is not None:
-                self._busy.came()
-        elif code < 0:
-            _log.critical("the reactor failed with errno %d; its connections are lost", -code)
-            self.close()
+    def _turn_awake(self) -> None:
+        if self.turn() and self._busy is not None and self._handle is not None:
+            self._busy.came()
 
-    def _dispatch(self, index: int, count: int) -> None:
-        # Until the batch is done nobody needs to be woken to submit: that is done below.
-        scheduled, self.submits = self.submits, True
-        self.dispatching = True
-        self.open_batch(self._batches[index], count)
-        try:
-            if self.runner is not None:
-                self.runner.work_through(self.work, self._suspended)
-            else:
-                self.work(None)
-        finally:
-            for lease in self.rest():  # KeyboardInterrupt, SystemExit: the loop ends, but no lease may be lost
-                _release(lease)
-            self.dispatching = False
-            try:
-                self.wake_answered()  # what they then send is submitted with the rest
-            finally:
-                self.submits = scheduled
-                if self._handle is not None:
-                    self.flush()
+    def failed(self, number: int) -> None:
+        """The native reactor cannot go on."""
+        _log.critical("the reactor failed with errno %d; its connections are lost", number)
+        self.close()
 
-    def _suspended(self, suspended: Suspended) -> None:
+    def release_rest(self) -> None:
+        """What was not gone through is let go."""
+        for lease in self.rest():
+            _release(lease)
+
+    def suspended(self, suspended: Suspended) -> None:
         """The handler that was begun last waits for something."""
         self.begun.suspend(suspended)
 
@@ -344,7 +321,7 @@ class Reactor(_path.Reactor):
 
     def _sweep(self) -> None:
         self._sweeper = self.loop.call_later(_SWEEP_SECONDS, self._sweep)
-        self._turn()
+        self.turn()
 
     # ---- life
 
@@ -366,14 +343,14 @@ class Reactor(_path.Reactor):
             self._handle = None
         if self._busy is not None:
             self._busy.close()
-        self.drive(0, 0)
+        self.drive(0, 0, 0, 0)
         for connection in self.connections.values():
             connection.ended = MESSAGE
         self.connections.clear()
 
     def close(self) -> None:
         """Closes every connection at once. Leases live on. Must not be called while a batch is dispatched, except by
-        `_turn`."""
+        `turn`."""
         if self._handle is None:
             return
         handle, self._handle = self._handle, None
@@ -383,7 +360,7 @@ class Reactor(_path.Reactor):
         if self._busy is not None:
             self._busy.close()
         self.deadlines.close()
-        self.drive(0, 0)
+        self.drive(0, 0, 0, 0)
         self.unsent.clear()
         lib.zc_reactor_destroy(handle)
         connections = list(self.connections.values())
@@ -393,6 +370,10 @@ class Reactor(_path.Reactor):
                 connection.closed(lib.ZC_CLOSE_LOCAL, 0)
             except Exception:
                 _log.exception("%s: could not be told that it is closed", connection)
+
+
+def _function(name: str) -> int:
+    return _address(ffi.addressof(lib, f"zc_reactor_{name}"))
 
 
 def _address(pointer: Any) -> int:

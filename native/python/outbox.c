@@ -48,7 +48,7 @@ int zc_outbox_submit(struct reactor *r) {
     r->out = (struct outbox){0};
     int failed = 0;
     if (r->core) {
-        Py_BEGIN_ALLOW_THREADS failed = r->submit(r->core, taken.records, taken.used);
+        Py_BEGIN_ALLOW_THREADS failed = r->calls.submit(r->core, taken.records, taken.used);
         Py_END_ALLOW_THREADS
     }
     if (r->out.records || taken.capacity > KEPT) {

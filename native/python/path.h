@@ -9,7 +9,7 @@
  * the protocol, a limit or an error is written down in Python; what is here, is here because it would be done a hundred thousand times a
  * second.
  *
- * Written against the limited API of Python 3.11, so one build serves all later ones. The core is not linked in: its two functions that
+ * Written against the limited API of Python 3.11, so one build serves all later ones. The core is not linked in: its three functions that
  * are needed come as addresses, from the module that has it. All of it runs with the GIL held, but for the sending itself. */
 #ifndef ZCRPC_PATH_H
 #define ZCRPC_PATH_H
@@ -41,14 +41,20 @@ struct outbox {
 struct reactor {
     PyObject_HEAD struct outbox out;
     struct zc_reactor *core;
-    int (*submit)(struct zc_reactor *, const void *, uint64_t);
+    struct {
+        int64_t (*poll)(struct zc_reactor *, int);
+        const struct zc_batch *(*batch)(struct zc_reactor *, uint32_t);
+        int (*submit)(struct zc_reactor *, const void *, uint64_t);
+    } calls;                      /* into the core */
     const struct zc_batch *batch; /* what is gone through */
     uint32_t next, count;         /* events of it */
     char submits;                 /* the outbox will be submitted without anybody waking us */
     char dispatching;
     PyObject *connections; /* dict: number → Connection */
     PyObject *loop, *codec, *deadlines;
-    PyObject *template; /* the context that a handler must leave as it was; None: each has a task of its own */
+    PyObject *runner;   /* of handlers: zcrpc.eager.WorkerRunner; None: each has a task of its own */
+    PyObject *template; /* the context that a handler must leave as it was */
+    PyObject *unsent;   /* list of Sender: streams whose items are to be sent with the next frames */
     PyObject *begun;    /* the connection whose handler has suspended, or is to be started */
     PyObject *answered; /* list of struct pending: done, and to be told when the batch is */
 };
@@ -88,8 +94,9 @@ extern PyTypeObject *zc_reactor_type, *zc_connection_type, *zc_pending_type, *zc
 
 /* Attributes that are asked for again and again. */
 #define ZC_ATTRIBUTES(what)                                                                                                                \
-    what(add) what(call_soon) what(_channel) what(_client) what(context) what(discard) what(doomed) what(exact) what(expired) what(full)   \
-        what(only) what(_proceed) what(retries) what(run) what(sole) what(timeout) what(until) what(views) what(wake)
+    what(add) what(call_soon) what(cancelled) what(_channel) what(_client) what(context) what(discard) what(doomed) what(exact)            \
+        what(expired) what(flush) what(full) what(only) what(_proceed) what(retries) what(parked) what(release_rest) what(run) what(sole)  \
+            what(timeout) what(until) what(views) what(wake) what(work_through)
 #define ZC_POINTER(name) PyObject *name;
 
 extern struct names {

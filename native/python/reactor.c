@@ -15,11 +15,14 @@ PyObject *zc_event_payload(const struct reactor *r, const struct zc_event *event
 
 /* In whose task and context handlers are begun: a worker of zcrpc.eager. */
 struct worker {
-    PyObject *context, *doomed;
+    PyObject *context; /* NULL: there is none */
+    PyObject *doomed;  /* whether its task is to be cancelled */
+    bool seen;         /* nothing ran in it since it was found untouched */
 };
 
 /* Whether the next handler could see that there was this one. -1: an exception. */
-static int is_touched(struct reactor *r, const struct worker *worker) {
+static int is_touched(struct reactor *r, struct worker *worker) {
+    worker->seen = true;
     int differs = PyObject_RichCompareBool(worker->context, r->template, Py_NE);
     if (differs < 0 && PyErr_ExceptionMatches(PyExc_Exception)) {
         PyErr_Clear(); /* values of variables that cannot be compared: no matter of the call's */
@@ -52,8 +55,8 @@ static PyObject *suspended(struct connection *c, PyObject *coroutine, PyObject *
 }
 
 /* Runs a handler's first step. 0, or -1; *stop: the worker is not to be used for the next; NULL in it: it was left as it is not to be. */
-static int step(struct reactor *r, struct connection *c, uint32_t stream, const struct worker *worker, PyObject *coroutine,
-                PyObject *served, bool *stop, PyObject **job) {
+static int step(struct reactor *r, struct connection *c, uint32_t stream, struct worker *worker, PyObject *coroutine, PyObject *served,
+                bool *stop, PyObject **job) {
     PyObject *result = NULL, *token = PyObject_CallFunctionObjArgs(zc_names.set_scope, served, NULL);
     if (!token)
         return -1;
@@ -78,8 +81,7 @@ static int step(struct reactor *r, struct connection *c, uint32_t stream, const 
     return touched < 0 ? -1 : 0;
 }
 
-static int call(struct reactor *r, struct connection *c, const struct zc_event *event, const struct worker *worker, bool *stop,
-                PyObject **job) {
+static int call(struct reactor *r, struct connection *c, const struct zc_event *event, struct worker *worker, bool *stop, PyObject **job) {
     PyObject *coroutine = NULL, *served = NULL;
     int begun = zc_begin(c, event, &coroutine, &served);
     if (begun <= 0)
@@ -127,7 +129,7 @@ static bool is_ours(const struct reactor *r, PyObject *connection) {
     return PyObject_TypeCheck(connection, zc_connection_type) && ((struct connection *)connection)->reactor == r;
 }
 
-static int deal_with(struct reactor *r, const struct zc_event *event, const struct worker *worker, bool *stop, PyObject **job) {
+static int deal_with(struct reactor *r, const struct zc_event *event, struct worker *worker, bool *stop, PyObject **job) {
     PyObject *number = PyLong_FromUnsignedLongLong(event->connection);
     PyObject *connection = number && r->connections ? PyDict_GetItemWithError(r->connections, number) : NULL;
     Py_XDECREF(number);
@@ -148,47 +150,103 @@ static int deal_with(struct reactor *r, const struct zc_event *event, const stru
     return failed;
 }
 
-/* Deals with one event after the other, up to a handler whose worker cannot be used for the next. */
-static PyObject *go_through(struct reactor *r, const struct worker *worker) {
+/* Deals with one event after the other, up to a handler whose worker cannot be used for the next: what that has left to do, or True. None: there
+ * are no more, and the worker is as it was. */
+static PyObject *go_through(struct reactor *r, struct worker *worker) {
     PyObject *job = NULL;
     bool stop = false;
     while (!stop && r->next < r->count) {
         struct zc_event next = r->batch->events[r->next++];
         if (r->out.frames >= SUBMIT_FROM)
             zc_outbox_submit(r); /* what fails is told by the connections' last events */
+        worker->seen = false;
         if (deal_with(r, &next, worker, &stop, &job)) {
             Py_XDECREF(job);
             return NULL;
         }
     }
-    return job ? job : Py_NewRef(Py_None);
+    if (job)
+        return job;
+    int touched = stop ? 1 : worker->context && !worker->seen ? is_touched(r, worker) : 0;
+    return touched < 0 ? NULL : Py_NewRef(touched ? Py_True : Py_None);
+}
+
+/* What tells, while a worker is lent, whether its task is to be cancelled. */
+static PyObject *doomed(PyObject *worker) {
+    PyObject *parked = PyObject_GetAttr(worker, zc_names.parked);
+    PyObject *result = !parked             ? NULL
+                       : parked == Py_None ? PyObject_CallMethodObjArgs(worker, zc_names.doomed, NULL)
+                                           : PyObject_GetAttr(parked, zc_names.cancelled);
+    Py_XDECREF(parked);
+    return result;
 }
 
 static PyObject *work(struct reactor *r, PyObject *by) {
-    struct worker worker = {NULL, NULL};
-    if (by != Py_None) {
-        worker.context = PyObject_GetAttr(by, zc_names.context);
-        worker.doomed = worker.context ? PyObject_CallMethodObjArgs(by, zc_names.doomed, NULL) : NULL;
-        if (!worker.doomed) {
-            Py_XDECREF(worker.context);
-            return NULL;
-        }
-    }
-    PyObject *result = go_through(r, &worker);
+    struct worker worker = {PyObject_GetAttr(by, zc_names.context), NULL, true};
+    worker.doomed = worker.context ? doomed(by) : NULL;
+    PyObject *result = worker.doomed ? go_through(r, &worker) : NULL;
     Py_XDECREF(worker.context);
     Py_XDECREF(worker.doomed);
     return result;
 }
 
-static PyObject *open_batch(struct reactor *r, PyObject *args) {
-    unsigned long long address;
-    unsigned int count;
-    if (!PyArg_ParseTuple(args, "KI", &address, &count))
+/* ---- a turn ---- */
+
+static int go_through_all(struct reactor *r) {
+    struct worker nobody = {NULL, NULL, false};
+    if (r->runner && r->runner != Py_None)
+        return zc_done(PyObject_CallMethodObjArgs(r->runner, zc_names.work_through, (PyObject *)r, NULL));
+    return zc_done(go_through(r, &nobody));
+}
+
+static int flush(struct reactor *r) {
+    if (!r->unsent || !PyList_Check(r->unsent) || !PyList_Size(r->unsent))
+        return zc_outbox_submit(r), 0;
+    return zc_done(PyObject_CallMethodObjArgs((PyObject *)r, zc_names.flush, NULL));
+}
+
+/* Does one thing more, whatever was raised before: the first exception is kept. */
+static void also(int failed, PyObject *raised[3]) {
+    if (failed && raised[0])
+        PyErr_WriteUnraisable(NULL);
+    else if (failed)
+        PyErr_Fetch(&raised[0], &raised[1], &raised[2]);
+}
+
+/* Goes through a batch. An exception, be it KeyboardInterrupt or SystemExit, ends the loop; but no lease may be lost, and nobody forgotten. */
+static int dispatch(struct reactor *r) {
+    PyObject *raised[3] = {NULL, NULL, NULL};
+    char scheduled = r->submits;
+    r->submits = r->dispatching = 1; /* nobody needs to be woken to submit: that is done below */
+    also(go_through_all(r), raised);
+    if (r->next < r->count)
+        also(zc_done(PyObject_CallMethodObjArgs((PyObject *)r, zc_names.release_rest, NULL)), raised);
+    r->dispatching = 0;
+    also(zc_wake_answered(r), raised); /* what they then send is submitted with the rest */
+    r->submits = scheduled;
+    if (r->core)
+        also(flush(r), raised);
+    if (!raised[0])
+        return 0;
+    PyErr_Restore(raised[0], raised[1], raised[2]);
+    return -1;
+}
+
+/* Does what is ready. Whether there was anything. */
+static PyObject *turn(struct reactor *r, PyObject *Py_UNUSED(ignored)) {
+    int64_t code = 0;
+    if (r->core && !r->dispatching) {
+        Py_BEGIN_ALLOW_THREADS code = r->calls.poll(r->core, 0);
+        Py_END_ALLOW_THREADS
+    }
+    if (code < 0 && zc_done(PyObject_CallMethod((PyObject *)r, "failed", "i", (int)-code)))
         return NULL;
-    r->batch = (const struct zc_batch *)(uintptr_t)address;
+    if (code <= 0)
+        Py_RETURN_FALSE;
+    r->batch = r->calls.batch(r->core, (uint32_t)(code >> 32));
     r->next = 0;
-    r->count = count;
-    Py_RETURN_NONE;
+    r->count = (uint32_t)code;
+    return dispatch(r) ? NULL : Py_NewRef(Py_True);
 }
 
 /* The leases of what was not gone through. */
@@ -248,16 +306,15 @@ static PyObject *submit(struct reactor *r, PyObject *Py_UNUSED(ignored)) {
     return PyLong_FromLong(zc_outbox_submit(r));
 }
 
-static PyObject *wake_answered(struct reactor *r, PyObject *Py_UNUSED(ignored)) {
-    return zc_wake_answered(r) ? NULL : Py_NewRef(Py_None);
-}
-
+/* drive(core, poll, batch, submit) */
 static PyObject *drive(struct reactor *r, PyObject *args) {
-    unsigned long long core, function;
-    if (!PyArg_ParseTuple(args, "KK", &core, &function))
+    unsigned long long core, poll, batch, submit_;
+    if (!PyArg_ParseTuple(args, "KKKK", &core, &poll, &batch, &submit_))
         return NULL;
     r->core = (struct zc_reactor *)(uintptr_t)core;
-    r->submit = (int (*)(struct zc_reactor *, const void *, uint64_t))(uintptr_t)function;
+    r->calls.poll = (int64_t(*)(struct zc_reactor *, int))(uintptr_t)poll;
+    r->calls.batch = (const struct zc_batch *(*)(struct zc_reactor *, uint32_t))(uintptr_t)batch;
+    r->calls.submit = (int (*)(struct zc_reactor *, const void *, uint64_t))(uintptr_t)submit_;
     if (!core) {
         zc_outbox_drop(&r->out);
         r->batch = NULL;
@@ -268,7 +325,8 @@ static PyObject *drive(struct reactor *r, PyObject *args) {
 
 /* ---- the type ---- */
 
-#define OBJECTS(what) what(connections) what(loop) what(codec) what(deadlines) what(template) what(begun) what(answered)
+#define OBJECTS(what)                                                                                                                      \
+    what(connections) what(loop) what(codec) what(deadlines) what(template) what(runner) what(unsent) what(begun) what(answered)
 
 ZC_COLLECTED(reactor, OBJECTS, zc_outbox_drop(&self->out))
 
@@ -287,10 +345,9 @@ static PyMethodDef methods[] = {
     {"drive", (PyCFunction)(void *)drive, METH_VARARGS, NULL},
     {"frame", (PyCFunction)(void *)frame, METH_VARARGS, NULL},
     {"submit_frames", (PyCFunction)(void *)submit, METH_NOARGS, NULL},
-    {"open_batch", (PyCFunction)(void *)open_batch, METH_VARARGS, NULL},
+    {"turn", (PyCFunction)(void *)turn, METH_NOARGS, NULL},
     {"work", (PyCFunction)(void *)work, METH_O, NULL},
     {"rest", (PyCFunction)(void *)rest, METH_NOARGS, NULL},
-    {"wake_answered", (PyCFunction)(void *)wake_answered, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 static PyType_Slot slots[] = {
