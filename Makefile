@@ -37,7 +37,7 @@ sanitize:
 
 # The path of a small call under the sanitizers, from Python: a build of its own, beside the packages of .venv.
 SANITIZED := build/sanitized
-PATH_TESTS := path pending call leaks batches bad_input eager
+PATH_TESTS := path pending call batches bad_input eager
 sanitize-python: $(VENV)/installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(SANITIZED) \
 	    -C cmake.define.ZCRPC_SANITIZE=address,undefined -C build-dir=$(SANITIZED)-objects .
