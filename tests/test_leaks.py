@@ -17,7 +17,7 @@ from zcrpc.metadata import NOTHING
 
 # How often, and how many bytes may be left of each time: less than the smallest object has; where tasks are cancelled,
 # what asyncio's set of all tasks grows by.
-_ROUNDS, _BYTES = 1500, 24
+_ROUNDS, _BYTES = 4000, 24
 _SLOW_ROUNDS, _SLOW_BYTES = 200, 160
 _SLOW = ("cancelled", "expired")
 _COUNTED = (_path.Pending, _path.Call)
@@ -79,7 +79,7 @@ async def _abandoned(client: Ways) -> None:
 
 
 async def _together(client: Ways) -> None:
-    await asyncio.gather(*(client.add(number) for number in range(8)), client.suspends(1))
+    await asyncio.gather(*(client.add(number) for number in range(2)), client.suspends(1))
 
 
 _WAYS: dict[str, Callable[[Ways], Awaitable[Any]]] = {
