@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORE := $(shell find native -not -path 'native/tests/*' -not -path 'native/models/*' -type f)
 C_FILES := $(shell find native benchmarks -name '*.[ch]')
 
-.PHONY: demo test lint native-tests sanitize torture models bench bench-short figures peers report docs kernel-ab instructions instructions-record clean
+.PHONY: demo test lint native-tests sanitize sanitize-python torture models bench bench-short figures peers report docs kernel-ab instructions instructions-record clean
 
 demo: $(VENV)/installed
 	$(BIN)/zcrpc lab seed --seconds 2 --rounds 3
@@ -34,6 +34,16 @@ sanitize:
 	    cmake --build build/$$kind -j 2 && \
 	    ctest --test-dir build/$$kind --output-on-failure || exit 1; \
 	done
+
+# The path of a small call under the sanitizers, from Python: a build of its own, beside the packages of .venv.
+SANITIZED := build/sanitized
+PATH_TESTS := path pending call batches bad_input eager
+sanitize-python: $(VENV)/installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(SANITIZED) \
+	    -C cmake.define.ZCRPC_SANITIZE=address,undefined -C build-dir=$(SANITIZED)-objects .
+	PYTHONPATH=$(SANITIZED):$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	    LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+	    $(PYTHON) -P -m pytest -q -p no:cacheprovider $(PATH_TESTS:%=tests/test_%.py)
 
 # Every strategy for a minute, plain and under ThreadSanitizer: two threads that read, one that writes.
 TORTURE_SECONDS ?= 60

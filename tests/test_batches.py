@@ -18,6 +18,16 @@ ANSWER = 26  # bytes of the shortest frame of an answer with a number
 variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
 
 
+class Incomparable:
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("as arrays do")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+incomparable: contextvars.ContextVar[Incomparable] = contextvars.ContextVar("incomparable")
+
+
 class Mixed(zcrpc.Service):
     def __init__(self) -> None:
         self.order: list[int] = []
@@ -49,6 +59,11 @@ class Mixed(zcrpc.Service):
         found = variable.get()
         variable.set(number)
         return found
+
+    @zcrpc.method
+    async def sets_incomparable(self, number: int) -> int:
+        incomparable.set(Incomparable())
+        return number
 
     @zcrpc.method
     async def cancels_itself(self, number: int) -> int:
@@ -133,6 +148,19 @@ async def test_no_handler_sees_what_another_has_left(address: str) -> None:
             assert answer.stream == stream
             if name != "cancels_itself":  # what becomes of that differs between Pythons
                 assert (answer.kind, answer.header) == (RESPONSE, [0 if name == "traces" else stream])
+
+
+async def test_variables_that_cannot_be_compared_are_a_trace_as_any_other() -> None:
+    token = incomparable.set(Incomparable())
+    try:
+        server = zcrpc.Server(Mixed())
+        async with server.listen("tcp://127.0.0.1:0") as address, await RawPeer.greeted(address) as peer:
+            for stream in range(1, 9):
+                peer.call("Mixed.sets_incomparable" if stream % 3 else "Mixed.quick", stream, stream=stream)
+            answers = [await peer.frame() for _ in range(8)]
+    finally:
+        incomparable.reset(token)
+    assert [(answer.kind, answer.header) for answer in answers] == [(RESPONSE, [stream]) for stream in range(1, 9)]
 
 
 async def test_plain_handlers_are_in_no_task_and_see_no_variables_of_others(address: str) -> None:

@@ -123,7 +123,11 @@ class Worker:
 
     def untouched(self) -> bool:
         """Whether the last handler left nothing behind that the next one could see."""
-        return self.context == self.runner.template and not self.doomed()()
+        try:
+            same = self.context == self.runner.template
+        except Exception:  # values of variables that cannot be compared
+            return False
+        return same and not self.doomed()()
 
     def doomed(self) -> Callable[[], bool]:
         """What tells, until the worker's task takes its next step, whether that will end in a CancelledError. Who was
