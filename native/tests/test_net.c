@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -44,9 +45,9 @@ static struct zc_reactor *new_reactor(struct zc_map *map, struct zc_reactor_opti
     return reactor;
 }
 
-/* A connected pair over loopback: [0] is the side that accepted. */
-static void connect_tcp(int fds[2]) {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+/* A connected pair over loopback: [0] is the side that accepted, at this address. */
+static void connect_tcp_at(in_addr_t at, int fds[2]) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(at)};
     socklen_t size = sizeof address;
     int listener = socket(AF_INET, SOCK_STREAM, 0);
     CHECK(bind(listener, (struct sockaddr *)&address, size) == 0 && listen(listener, 1) == 0);
@@ -56,6 +57,10 @@ static void connect_tcp(int fds[2]) {
     fds[0] = accept(listener, NULL, NULL);
     CHECK(fds[0] >= 0);
     close(listener);
+}
+
+static void connect_tcp(int fds[2]) {
+    connect_tcp_at(INADDR_LOOPBACK, fds);
 }
 
 static uint64_t put_frame(unsigned char *at, struct zc_frame frame, const void *header, const void *payload) {
@@ -1045,6 +1050,34 @@ static void shapes_are_made_and_recognized(void) {
     zc_map_drop(map);
 }
 
+/* Both ends' congestion control as the reactor leaves it, for a connection to this address. False where the kernel has no bbr. */
+static bool left_with(in_addr_t at, char names[2][16]) {
+    struct zc_map *map = new_map(64 * MIB);
+    struct zc_reactor *reactor = new_reactor(map, (struct zc_reactor_options){0});
+    int fds[2];
+    bool there = true;
+    connect_tcp_at(at, fds);
+    for (int i = 0; i < 2; i++) {
+        there = there && setsockopt(fds[i], IPPROTO_TCP, TCP_CONGESTION, "bbr", 3) == 0;
+        CHECK(zc_reactor_add(reactor, fds[i], 0) > 0);
+        CHECK(getsockopt(fds[i], IPPROTO_TCP, TCP_CONGESTION, names[i], &(socklen_t){16}) == 0);
+    }
+    zc_reactor_destroy(reactor);
+    zc_map_drop(map);
+    return there;
+}
+
+static void connections_within_the_host_are_not_paced(void) {
+    char names[2][16] = {"", ""};
+    if (!left_with(INADDR_LOOPBACK, names)) {
+        printf("no bbr here\n");
+        return;
+    }
+    CHECK(strcmp(names[0], "reno") == 0 && strcmp(names[1], "reno") == 0);
+    CHECK(left_with(INADDR_LOOPBACK + 1, names)); /* the ends' addresses differ, as those of two hosts do */
+    CHECK(strcmp(names[0], "bbr") == 0 && strcmp(names[1], "bbr") == 0);
+}
+
 static void wrong_arguments_are_refused(void) {
     struct zc_map *map = new_map(64 * MIB);
     struct zc_reactor *reactor;
@@ -1078,6 +1111,7 @@ static void wrong_arguments_are_refused(void) {
 
 int main(int argc, char **argv) {
     RUN(wrong_arguments_are_refused);
+    RUN(connections_within_the_host_are_not_paced);
     RUN(shapes_are_made_and_recognized);
     RUN(payloads_arrive_whole);
     RUN(small_frames_pass_between_chunks);
