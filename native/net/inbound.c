@@ -9,7 +9,8 @@
 #define LOW_WATER_FROM (128u << 10)
 #define LOW_WATER_MOST (512u << 10)
 
-/* Bytes of small frames that are received along with the end of a payload, to save the next receive. */
+/* Bytes of small frames that are received along with the end of a payload, to save the next receive; and all that is received into the batch
+ * where another payload is likely, for what is there of one has to be moved to its place. */
 #define AFTER_PAYLOAD 4096u
 
 bool zc_intake_room(const struct zc_intake *intake) {
@@ -201,7 +202,7 @@ static int64_t receive_frames(struct zc_turn *t) {
         return taken < 0 ? taken : in->starved ? -ENOBUFS : 1;
     }
     bool exact = t->mapping && in->expect > have, peek = t->mapping && !exact;
-    uint64_t room = exact ? in->expect - have : ZC_TURN_BYTES;
+    uint64_t room = exact ? in->expect - have : in->expect ? AFTER_PAYLOAD : ZC_TURN_BYTES;
     int64_t received = receive_bytes(t, at + have, room, peek ? MSG_PEEK : 0);
     if (received < 0)
         return received == -EAGAIN ? 0 : received;
