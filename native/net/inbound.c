@@ -8,6 +8,8 @@
  * the other half while we take this one. */
 #define LOW_WATER_FROM (128u << 10)
 #define LOW_WATER_MOST (512u << 10)
+/* The same for an end that is waited for awake (work.c), so that less is left to be copied when the sender is through. */
+#define LOW_WATER_ENDING (256u << 10)
 
 /* Bytes of small frames that are received along with the end of a payload, to save the next receive; and all that is received into the batch
  * where another payload is likely, for what is there of one has to be moved to its place. */
@@ -169,7 +171,8 @@ static int64_t digest(struct zc_turn *t, uint64_t n, bool stop) {
 /* ---- receiving ---- */
 
 static void low_water(struct zc_turn *t, uint64_t missing) {
-    uint32_t bytes = missing < LOW_WATER_FROM ? 1 : missing < LOW_WATER_MOST ? (uint32_t)missing : LOW_WATER_MOST;
+    uint32_t most = zc_inbound_ending(t->in) ? LOW_WATER_ENDING : LOW_WATER_MOST;
+    uint32_t bytes = missing < LOW_WATER_FROM ? 1 : missing < most ? (uint32_t)missing : most;
     if (t->in->low_water == bytes || (bytes == 1 && t->in->low_water == 0))
         return;
     t->in->low_water = bytes;
@@ -321,6 +324,11 @@ bool zc_inbound_unfinished(const struct zc_inbound *in) {
 
 bool zc_inbound_bulky(const struct zc_inbound *in) {
     return in->chunked || (in->receiving && in->receiving->chunk_left >= ZC_BULK_FROM);
+}
+
+bool zc_inbound_ending(const struct zc_inbound *in) {
+    const struct zc_incoming *incoming = in->receiving;
+    return in->local && incoming && incoming->received + incoming->chunk_left == incoming->frame.payload_length;
 }
 
 static void free_incoming(struct zc_incoming *incoming) {

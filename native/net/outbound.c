@@ -52,8 +52,7 @@ uint32_t zc_whole_pages(int fd) {
     return (uint32_t)segment / ZC_PAGE * ZC_PAGE;
 }
 
-/* Both ends have the same address, as over loopback. */
-static bool is_local(int fd) {
+bool zc_is_local(int fd) {
     struct sockaddr_storage own, peer;
     socklen_t own_size = sizeof own, peer_size = sizeof peer;
     if (getsockname(fd, (struct sockaddr *)&own, &own_size) || getpeername(fd, (struct sockaddr *)&peer, &peer_size) ||
@@ -65,10 +64,10 @@ static bool is_local(int fd) {
            memcmp(&((struct sockaddr_in6 *)&own)->sin6_addr, &((struct sockaddr_in6 *)&peer)->sin6_addr, sizeof(struct in6_addr)) == 0;
 }
 
-void zc_unpace_local(int fd) {
+void zc_unpace(int fd) {
     char name[16] = ""; /* TCP_CA_NAME_MAX */
     socklen_t size = sizeof name;
-    if (getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &size) == 0 && strncmp(name, "bbr", 3) == 0 && is_local(fd))
+    if (getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &size) == 0 && strncmp(name, "bbr", 3) == 0)
         setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4); /* every kernel has it, and lets everybody have it */
 }
 

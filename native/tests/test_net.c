@@ -565,10 +565,17 @@ static void rounds_follow_each_other_while_nothing_is_small(void) {
     end_crowd(&crowd);
 }
 
-static unsigned yields;
+static _Atomic unsigned yields;
+static int sends_on_yield = -1; /* what is left of `payload_left` */
+static uint64_t payload_left;
 
 int sched_yield(void) { /* instead of libc's */
+    static const unsigned char payload[64 * 1024];
     yields++;
+    if (sends_on_yield >= 0 && payload_left) {
+        CHECK(send(sends_on_yield, payload, payload_left, 0) == (ssize_t)payload_left);
+        payload_left = 0;
+    }
     return 0;
 }
 
@@ -599,6 +606,45 @@ static void what_is_submitted_beside_large_payloads_yields(void) {
     CHECK_EQUAL(yields, 1);
     close(ends[0]);
     close(ends[1]);
+    zc_reactor_destroy(server);
+    zc_map_drop(map);
+}
+
+/* Announces a payload of which 64 KiB are missing, and polls once, while a yield of the reactor sends them if `on_yield`. Events of that poll. */
+static uint32_t poll_before_the_end(struct zc_reactor *server, int end, int accepted, bool on_yield) {
+    static unsigned char request[ZC_FRAME_SIZE + 36 * 1024];
+    payload_left = 64 * 1024;
+    put_frame(request, (struct zc_frame){.kind = ZC_REQUEST, .payload_length = sizeof request - ZC_FRAME_SIZE + payload_left}, NULL, NULL);
+    CHECK(send(end, request, sizeof request, 0) == sizeof request);
+    CHECK(poll(&(struct pollfd){accepted, POLLIN, 0}, 1, 1000) == 1);
+    sends_on_yield = on_yield ? end : -1;
+    uint32_t events = (uint32_t)zc_reactor_poll(server, 0);
+    sends_on_yield = end;
+    return events;
+}
+
+static void the_end_of_a_payload_is_waited_for_awake(void) {
+    struct zc_map *map = new_map(64 * MIB);
+    struct zc_reactor *server = new_reactor(map, (struct zc_reactor_options){.receive = ZC_RECEIVE_COPY});
+    uint64_t connection;
+    struct seen seen;
+    int accepted, end = join_raw(server, &connection, &accepted);
+    CHECK(wait_for(server, NULL, ZC_HELLO, &seen));
+    for (int i = 0; i < 3; i++) {
+        CHECK_EQUAL(poll_before_the_end(server, end, accepted, true), 1);
+        const struct zc_event *event = &zc_reactor_batch(server, 0)->events[0];
+        CHECK(event->kind == ZC_REQUEST && event->payload_length == 100 * 1024 && event->lease);
+        release(event);
+    }
+    CHECK_EQUAL(poll_before_the_end(server, end, accepted, false), 0); /* it does not come … */
+    sched_yield();
+    CHECK(wait_for(server, NULL, ZC_REQUEST, &seen));
+    release(&seen.event);
+    unsigned before = yields; /* … so the next one is not waited for */
+    CHECK_EQUAL(poll_before_the_end(server, end, accepted, true), 0);
+    CHECK_EQUAL(yields, before);
+    sends_on_yield = -1;
+    close(end);
     zc_reactor_destroy(server);
     zc_map_drop(map);
 }
@@ -1123,6 +1169,7 @@ int main(int argc, char **argv) {
     RUN(what_is_sent_in_a_round_is_bounded);
     RUN(rounds_follow_each_other_while_nothing_is_small);
     RUN(what_is_submitted_beside_large_payloads_yields);
+    RUN(the_end_of_a_payload_is_waited_for_awake);
     RUN(nobody_starves_in_a_flood);
     RUN(requests_follow_each_other, ZC_RECEIVE_COPY, false);
     RUN(requests_follow_each_other, ZC_RECEIVE_ZEROCOPY, true);
