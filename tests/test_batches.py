@@ -2,14 +2,18 @@
 
 import asyncio
 import contextvars
+import fcntl
+import socket
+import termios
 from collections.abc import AsyncIterator
 
 import pytest
-from raw_peer import RESPONSE, RawPeer
+from raw_peer import REQUEST, RESPONSE, RawPeer, frame
 
 import zcrpc
-from zcrpc import wire
-from zcrpc.reactor import SUBMIT_FROM, Reactor
+from zcrpc._path import SUBMIT_FROM
+
+ANSWER = 26  # bytes of the shortest frame of an answer with a number
 
 variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
 
@@ -18,6 +22,14 @@ class Mixed(zcrpc.Service):
     def __init__(self) -> None:
         self.order: list[int] = []
         self.go = asyncio.Event()
+        self.socket: socket.socket  # of a peer that has read nothing yet
+
+    @zcrpc.method
+    async def answered(self) -> int:
+        """Answers that have arrived at the socket."""
+        waiting = bytearray(4)
+        fcntl.ioctl(self.socket.fileno(), termios.FIONREAD, waiting)
+        return int.from_bytes(waiting, "little") // ANSWER
 
     @zcrpc.method
     async def quick(self, number: int) -> int:
@@ -106,9 +118,9 @@ async def test_those_behind_one_that_suspends_are_served_at_once(address: str, s
         assert answered == service.order == [stream for stream in range(1, 31) if stream % 3]
         service.go.set()
         for _ in range(10):
-            frame = await peer.frame()
-            assert frame.kind == RESPONSE
-            assert frame.header == [[frame.stream, frame.stream]]
+            answer = await peer.frame()
+            assert answer.kind == RESPONSE
+            assert answer.header == [[answer.stream, answer.stream]]
 
 
 async def test_no_handler_sees_what_another_has_left(address: str) -> None:
@@ -117,10 +129,10 @@ async def test_no_handler_sees_what_another_has_left(address: str) -> None:
         for stream, name in enumerate(names, 1):
             peer.call(f"Mixed.{name}", stream, stream=stream)
         for stream, name in enumerate(names, 1):
-            frame = await peer.frame()
-            assert frame.stream == stream
+            answer = await peer.frame()
+            assert answer.stream == stream
             if name != "cancels_itself":  # what becomes of that differs between Pythons
-                assert (frame.kind, frame.header) == (RESPONSE, [0 if name == "traces" else stream])
+                assert (answer.kind, answer.header) == (RESPONSE, [0 if name == "traces" else stream])
 
 
 async def test_plain_handlers_are_in_no_task_and_see_no_variables_of_others(address: str) -> None:
@@ -170,44 +182,13 @@ async def test_a_sole_buffer_is_what_the_method_takes_and_the_caller_wants(addre
             await client.call("Mixed.quick", memoryview(bytes(length)))
 
 
-async def test_the_first_of_many_answers_leave_before_the_last_handler_begins(
-    address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waiting: list[int] = []
-    submit = Reactor.submit
-
-    def noting(reactor: Reactor) -> None:
-        waiting.append(len(reactor.pieces))
-        submit(reactor)
-
-    async with zcrpc.connect(address) as client:
-        await client.call("Mixed.size", bytes(600))
-        monkeypatch.setattr(Reactor, "submit", noting)
-        await asyncio.gather(*(client.call("Mixed.size", bytes(600)) for _ in range(4 * SUBMIT_FROM)))
-    assert SUBMIT_FROM <= max(waiting) < SUBMIT_FROM + 4
-    assert sum(waiting) >= 2 * 2 * 4 * SUBMIT_FROM  # requests and answers
-
-
-async def test_what_the_core_writes_into_was_made_for_it(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One piece alone is submitted as it is, and records with a shape are completed in place."""
-    shapes: list[int] = []
-    submit = Reactor.submit
-
-    def checking(reactor: Reactor) -> None:
-        if reactor.pieces:
-            shape = wire.RECORD.unpack_from(reactor.pieces[0])[2]
-            shapes.append(shape)
-            assert not shape or len(reactor.pieces) > 1
-        submit(reactor)
-
-    monkeypatch.setattr(Reactor, "submit", checking)
-    payload = bytes(range(256)) * 4
-    async with zcrpc.connect(address) as client:
-        for arguments in ((payload,), (memoryview(payload),)):
-            assert await client.call("Mixed.size", *arguments) == 1024
-        assert await client.call("Mixed.plain", 5) == 5
-        assert await client.call("Mixed.nothing") is None
-        assert await client.call("Mixed.text", payload) == payload[:4].decode("latin-1")
-    assert payload == bytes(range(256)) * 4
-    assert {wire.SHAPE_CALL, wire.SHAPE_CALL + wire.SOLE_BYTES, wire.SHAPE_CALL + wire.SOLE_BUFFER} <= set(shapes)
-    assert wire.SHAPE_RESULT in shapes
+async def test_the_first_of_many_answers_leave_before_the_last_handler_begins(address: str, service: Mixed) -> None:
+    count = 4 * SUBMIT_FROM
+    async with await RawPeer.greeted(address) as peer:
+        service.socket = peer.writer.get_extra_info("socket")
+        method = peer.methods["Mixed.answered"]
+        peer.send(b"".join(frame(REQUEST, method=method, stream=stream) for stream in range(1, count + 1)))
+        answered = [(await peer.frame()).header[0] for _ in range(count)]
+    assert answered[:SUBMIT_FROM] == [0] * SUBMIT_FROM
+    assert all(count - SUBMIT_FROM >= here > 0 for here in answered[2 * SUBMIT_FROM :: SUBMIT_FROM])
+    assert answered == sorted(answered)

@@ -302,10 +302,10 @@ async def test_stream_numbers_begin_again_and_skip_those_in_use(serving: Serving
     async with serving(service) as (_, address), zcrpc.connect(address) as client:
         waiting = asyncio.ensure_future(client.call("Store.wait"))
         await until(lambda: service.began == 1)
-        client._connection._next_stream = (1 << 32) - 3
+        client._connection.last_stream = (1 << 32) - 3
         for n in range(5):
             assert await client.call("Store.anything", n) == n
-        assert client._connection._next_stream < 10
+        assert client._connection.last_stream < 10
         service.gate.set()
         assert await waiting == "waited"
 

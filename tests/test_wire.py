@@ -7,14 +7,8 @@ from zcrpc.wire import Hello, Limits
 LIMITS = Limits(header=65536, payload=1 << 30, in_flight=1024)
 
 
-def test_layouts_have_the_sizes_of_the_contract() -> None:
+def test_the_header_of_a_frame_has_the_size_of_the_contract() -> None:
     assert wire.FRAME.size == 24
-    assert wire.RECORD.size == 16
-    assert wire.RECORD_FRAME.size == 40
-    assert wire.EVENT.size == wire.SHORT_EVENT.size == 64
-    assert wire.CALL.size == wire.RESULT.size == wire.RECORD_FRAME.size
-    assert wire.SOLE_RESULT.size == wire.RECORD_FRAME.size + wire.SOLE_SIZE
-    assert wire.SOLE_CALL.size == wire.RECORD_FRAME.size + wire.SOLE_SIZE + 1
 
 
 def test_frame_is_laid_out_as_documented() -> None:
@@ -29,11 +23,6 @@ def test_frame_is_laid_out_as_documented() -> None:
     assert int.from_bytes(frame[12:16], "little") == 250
     assert int.from_bytes(frame[16:24], "little") == 1 << 40
     assert frame[24:] == b"\x90"
-
-
-def test_record_and_frame_in_one_go_are_the_two_after_each_other() -> None:
-    both = wire.RECORD_FRAME.pack(7, 24, 0, wire.PONG, 0, 1, 2, 3, 4, 5)
-    assert both == wire.RECORD.pack(7, 24, 0) + wire.FRAME.pack(wire.PONG, 0, 1, 2, 3, 4, 5)
 
 
 def test_hello_round_trip() -> None:

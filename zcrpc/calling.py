@@ -10,13 +10,14 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from zcrpc import metadata
 from zcrpc._native import lib
-from zcrpc.codec import BYTES, VIEWS, HeaderError, single_call
+from zcrpc._path import Pending
+from zcrpc.codec import BYTES, VIEWS, HeaderError
 from zcrpc.compression import Packing
 from zcrpc.connection import Connection
 from zcrpc.conversion import Converter
@@ -32,20 +33,14 @@ from zcrpc.errors import (
 )
 from zcrpc.keepalive import Watch, Watching
 from zcrpc.metadata import NOTHING, Metadata
-from zcrpc.reactor import SUBMIT_FROM, Reactor
+from zcrpc.reactor import Reactor
 from zcrpc.service import Items
 from zcrpc.streams import Receiver
 from zcrpc.tls import Tunnel
 from zcrpc.wire import (
-    CALL,
     DATA,
-    FRAME,
     REQUEST,
     RESPONSE,
-    SHAPE_CALL,
-    SOLE_BYTES,
-    SOLE_CALL,
-    SOLE_SIZE,
     STREAM_IN,
     STREAM_OUT,
     Hello,
@@ -53,12 +48,7 @@ from zcrpc.wire import (
 
 _log = logging.getLogger("zcrpc.client")
 
-_STREAMS: Final = 1 << 32
-_pack_call: Final = CALL.pack
-_pack_sole: Final = SOLE_CALL.pack
-_FRAME_SIZE: Final = FRAME.size
-_SOLE_FRAME_SIZE: Final = FRAME.size + SOLE_SIZE + 1
-_MOST_MS: Final = _STREAMS - 1
+_MOST_MS: Final = (1 << 32) - 1
 _UNWATCHED: Final = Watching()
 
 
@@ -66,25 +56,6 @@ class MetadataReader(Protocol):
     """Who wants to know what comes with an answer."""
 
     response_metadata: Metadata
-
-
-class Pending(msgspec.Struct, eq=False):
-    """A call that waits for its answer. A Struct, since each call has one: it is made in a third of the time."""
-
-    connection: ClientConnection
-    stream: int
-    buffers: int  # how those of the result are decoded
-    future: asyncio.Future[Any]
-    reader: MetadataReader | None
-    tick: int = 0
-    token: int = 0
-
-    def expire(self) -> None:
-        """The deadline has passed: nobody waits any longer, and the server is told."""
-        self.tick = 0
-        self.connection.give_up(self)
-        if not self.future.done():
-            self.future.set_exception(DeadlineExceeded("the deadline passed before the answer came"))
 
 
 class Owner(Protocol):
@@ -143,23 +114,16 @@ class ClientConnection(Connection):
     """The calling end of a connection."""
 
     __slots__ = (
-        "_granted",
         "_next_ping",
-        "_next_stream",
         "closed_event",
-        "draining",
         "errors",
         "farewell",
         "greeted_event",
         "idle",
-        "methods",
         "owner",
-        "pending",
         "pings",
-        "requests",
         "tunnel",
         "used",
-        "waiting",
     )
 
     def __init__(
@@ -174,21 +138,17 @@ class ClientConnection(Connection):
         packing: Packing | None = None,
     ) -> None:
         self.tunnel = tunnel
-        self.pending: dict[int, Pending] = {}
+        self.pending = {}
         self.pings: dict[bytes, asyncio.Future[None]] = {}
-        self.waiting: collections.deque[asyncio.Future[None]] = (
-            collections.deque()
-        )  # for one of the calls in flight to end
-        self.methods: dict[str, int] = {}
+        self.waiting = collections.deque()  # for one of the calls in flight to end
+        self.methods = {}
         self.owner: Owner | None = None
-        self.draining: ZcrpcError | None = None  # what the server's goaway said
+        self.draining = None  # what the server's goaway said
         self.idle = False  # it was closed, or is to be, since no calls were made
         self.farewell = False  # the server has answered all calls that it has begun
         self.greeted_event = asyncio.Event()
         self.closed_event = asyncio.Event()
-        self.requests = self.errors = 0
-        self._granted = 0  # turns given to those who waited, and not used yet
-        self._next_stream = 0
+        self.errors = 0
         self._next_ping = 0
         super().__init__(reactor, fd, mapping, hello, name, _log, packing=packing)
         self.used = 0  # requests when it was last looked at
@@ -221,7 +181,7 @@ class ClientConnection(Connection):
         pending = self.begin_call(name, arguments, keywords, sent_along, reader, until, buffers, STREAM_IN)
         producer = self._produce(pending, name, items)
         try:
-            value = await pending.future
+            value = await pending
         except BaseException:
             self.failed(pending)
             raise
@@ -249,14 +209,14 @@ class ClientConnection(Connection):
         receiver = self.open_streams().receive(pending.stream)
         receiver.expect(expected)
         incoming = Incoming(self, pending, receiver)
-        pending.future = cast("asyncio.Future[Any]", incoming)
+        pending.sink = incoming
         if items is not None:
             incoming.producer = self._produce(pending, name, items)
         return incoming
 
     def is_full(self) -> bool:
         """Whether the next call is to wait for its turn: see `turn_to_call`."""
-        return bool(self.waiting) or len(self.pending) + self._granted >= self.peer.limits.in_flight
+        return bool(self.waiting) or len(self.pending) + self.granted >= self.in_flight
 
     def begin_call(
         self,
@@ -276,64 +236,26 @@ class ClientConnection(Connection):
         method = self.methods.get(name)
         if method is None:
             raise Unimplemented(f"{self.name} has no method {name!r}")
-        reactor, calls = self.reactor, self.pending
         if keywords or sent_along:
             header, pieces, length = self._encode(name, arguments, keywords, sent_along)
-            sole = 0
         else:
-            header, pieces, length, sole = reactor.codec.encode_arguments(arguments)
+            header, pieces, length = self.reactor.codec.encode_arguments(arguments)
         limits = self.peer.limits
         if len(header) > limits.header or length > limits.payload:
             self.check_size(header, length, f"the arguments of {name}()")
-        stream = self._next_stream + 1
-        while stream in calls or stream == _STREAMS:
-            stream = stream + 1 if stream < _STREAMS else 1
-        self._next_stream = stream
-        pending = Pending(self, stream, buffers, reactor.loop.create_future(), reader)
+        pending = Pending(self, self.take_stream(), buffers, reader)
         self.requests += 1
         if reader is not None:
             reader.response_metadata = NOTHING
         deadline_ms = 0
         if until is not None:
-            left = until - reactor.loop.time()
+            left = until - self.reactor.loop.time()
             if left <= 0:
                 raise DeadlineExceeded("the deadline passed before the call was sent")
             deadline_ms = min(math.ceil(left * 1000), _MOST_MS)
-            pending.tick = reactor.deadlines.add(left, pending)
-        calls[stream] = pending
-        if flags or length >= self._plain_below or (length and not sole):
-            self._send_request(pending, method, deadline_ms, header, pieces, length, sole, flags)
-            return pending
-        # The commonest shapes; `_send_request` would do the same.
-        if sole:
-            size = _SOLE_FRAME_SIZE + length
-            reactor.pieces += (
-                _pack_sole(self.number, size, SHAPE_CALL + sole, method, stream, deadline_ms),
-                pieces[0],
-            )
-        else:
-            size = _FRAME_SIZE + len(header)
-            reactor.pieces += (_pack_call(self.number, size, SHAPE_CALL, method, stream, deadline_ms), header)
-        if not reactor.submits:
-            reactor.wake()
-        elif len(reactor.pieces) >= SUBMIT_FROM:
-            reactor.submit()
-        return pending
-
-    def _send_request(
-        self,
-        pending: Pending,
-        method: int,
-        deadline_ms: int,
-        header: bytes,
-        pieces: Sequence[bytes | memoryview],
-        length: int,
-        sole: int,
-        flags: int,
-    ) -> None:
+            pending.tick = self.reactor.deadlines.add(left, pending)
+        self.pending[pending.stream] = pending
         try:
-            if sole:
-                header = single_call(sole, length)
             if length >= self.pack_from:
                 pieces, length, compressed = self.pack(pieces, length)
                 flags |= compressed
@@ -341,14 +263,19 @@ class ClientConnection(Connection):
         except BaseException:
             self.failed(pending)
             raise
+        return pending
+
+    def expired(self, pending: Pending) -> None:
+        """The deadline has passed: nobody waits any longer, and the server is told."""
+        self.give_up(pending)
+        if not pending.done():
+            pending.set_exception(DeadlineExceeded("the deadline passed before the answer came"))
 
     def failed(self, pending: Pending) -> None:
         """Nobody waits for a call any longer: it failed, or the caller was cancelled."""
         self.errors += 1
         if self.pending.get(pending.stream) is pending:  # cancelled, or not even sent
             self.give_up(pending)
-        if pending.future.done() and not pending.future.cancelled():
-            pending.future.exception()  # seen, should it have failed in the moment of being cancelled
 
     def converted(self, name: str, value: Any, result: Converter) -> Any:
         try:
@@ -366,11 +293,11 @@ class ClientConnection(Connection):
                 await sender.drive(items)
                 sender.send_end()
             except Exception as error:
-                if pending.future.done():
+                if pending.done():
                     _log.exception("%s: the items of a call to %s(), which is over", self, name)
                 else:
                     self.give_up(pending)
-                    pending.future.set_exception(error)
+                    pending.set_exception(error)
 
         return self.reactor.loop.create_task(produce())
 
@@ -393,13 +320,13 @@ class ClientConnection(Connection):
         try:
             async with asyncio.timeout_at(until):
                 await turn
-            self._granted -= 1
+            self.granted -= 1
         except BaseException as error:
             if turn.cancelled():
                 with contextlib.suppress(ValueError):
                     self.waiting.remove(turn)
             else:  # both at once: granted, and not wanted any more
-                self._granted -= 1
+                self.granted -= 1
                 self._grant()
             if isinstance(error, TimeoutError):
                 raise DeadlineExceeded(
@@ -411,10 +338,10 @@ class ClientConnection(Connection):
         """Lets those that wait begin their calls, as far as there is room; where there is no server any more, all of
         them, to fail."""
         over = self.ended is not None or self.draining is not None
-        while self.waiting and (over or len(self.pending) + self._granted < self.peer.limits.in_flight):
+        while self.waiting and (over or len(self.pending) + self.granted < self.in_flight):
             turn = self.waiting.popleft()
             if not turn.done():
-                self._granted += 1
+                self.granted += 1
                 turn.set_result(None)
 
     def give_up(self, pending: Pending) -> None:
@@ -446,44 +373,37 @@ class ClientConnection(Connection):
 
     # ---- answers
 
-    def response(self, stream: int, header: bytes, payload: bytes | memoryview, sole: int = 0) -> None:
+    def response(self, stream: int, header: bytes, payload: bytes | memoryview) -> None:
         pending = self.pending.get(stream)
         if pending is None:
             return
-        if pending.tick or self.waiting or self.streams is not None:
-            self._forget(pending)
-        else:
-            del self.pending[stream]
-        future = pending.future
-        if future.done():
-            return
-        if sole:
-            future.set_result(payload if sole == SOLE_BYTES and pending.buffers == BYTES else memoryview(payload))
+        self._forget(pending)
+        if pending.done():
             return
         if not header:
-            future.set_result(None)
+            pending.set_result(None)
             return
         codec = self.reactor.codec
         try:
             parts = codec.decode(header, payload, pending.buffers)
         except HeaderError as error:
-            pending.future.set_exception(Internal(f"{self.name}: a response does not decode: {error}"))
+            pending.set_exception(Internal(f"{self.name}: a response does not decode: {error}"))
             return
         if type(parts) is not list or not parts:
-            pending.future.set_exception(Internal(f"{self.name}: a response is no [result]"))
+            pending.set_exception(Internal(f"{self.name}: a response is no [result]"))
             return
         if len(parts) > 1 and parts[1] is not None:
             try:
                 carried = metadata.decode(parts[1], self.limits.metadata, "a response")
             except metadata.MetadataError as error:
-                pending.future.set_exception(Internal(f"{self.name}: {error}"))
+                pending.set_exception(Internal(f"{self.name}: {error}"))
                 return
             except ResourceExhausted as error:
-                pending.future.set_exception(error)
+                pending.set_exception(error)
                 return
             if pending.reader is not None:
                 pending.reader.response_metadata = carried
-        pending.future.set_result(parts[0])
+        pending.set_result(parts[0])
 
     def compressed_response(self, stream: int, header: bytes, payload: bytes | memoryview) -> None:
         pending = self.pending.get(stream)
@@ -523,13 +443,13 @@ class ClientConnection(Connection):
         if pending is not None:
             self.log.warning("%s: stream %d: %s", self, stream, error.message)
             self.give_up(pending)
-            if not pending.future.done():
-                pending.future.set_exception(error)
+            if not pending.done():
+                pending.set_exception(error)
 
     def _fail(self, pending: Pending, error: ZcrpcError) -> None:
         self._forget(pending)
-        if not pending.future.done():
-            pending.future.set_exception(error)
+        if not pending.done():
+            pending.set_exception(error)
 
     # ---- connection
 

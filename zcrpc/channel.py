@@ -212,11 +212,11 @@ class Channel:
         self.mistake: Exception | None = None  # what was raised while connecting, and is no matter of the network
         self.trouble = asyncio.Event()  # an endpoint cannot be reached
         self._leaving: list[Endpoint] = []  # not to be used any more, but with calls in flight
-        self._retries = retries
+        self.retries = retries
         self._budget = None if retries is None else Budget(retries, self._successes)
         self._choose = PICKERS[balance]()
         self._ready: list[ClientConnection] = []
-        self._only: ClientConnection | None = None  # all calls go to it, without further choice
+        self.only: ClientConnection | None = None  # all calls go to it, without further choice
         self._change: asyncio.Future[None] = loop.create_future()
         remember(self)
 
@@ -269,7 +269,7 @@ class Channel:
         """The state of an endpoint did."""
         endpoints = self.endpoints.values()
         self._ready = [connection for endpoint in endpoints for connection in endpoint.connections]
-        self._only = self._ready[0] if len(self._ready) == 1 and self.limit == 1 else None
+        self.only = self._ready[0] if len(self._ready) == 1 and self.limit == 1 else None
         if self._ready:
             self.methods = self._ready[-1].methods
         if any(endpoint.error is not None for endpoint in endpoints):
@@ -293,12 +293,12 @@ class Channel:
     @property
     def peer(self) -> str:
         """Whom calls go to: the server, or servers."""
-        return self._only.name if self._only is not None else ", ".join((*self.endpoints, *self.unresolved))
+        return self.only.name if self.only is not None else ", ".join((*self.endpoints, *self.unresolved))
 
     def connection(self) -> ClientConnection:
         """The one for the next call. Raises what a call would fail with if none is ready."""
-        if self._only is not None:
-            return self._only
+        if self.only is not None:
+            return self.only
         if not self._ready:
             raise self.failure()
         return self._pick(None)
@@ -333,33 +333,42 @@ class Channel:
             raise _unprocessed(DeadlineExceeded(f"the deadline passed while there was no connection: {why}")) from None
         return self._pick(avoid)
 
+    def until(self, timeout: float | None) -> float | None:
+        """When a timeout will be over, by the loop's time."""
+        return None if timeout is None else self.loop.time() + timeout
+
     async def call(
         self,
         name: str,
         arguments: tuple[Any, ...],
         keywords: dict[str, Any],
-        timeout: float | None,
+        until: float | None,
         result: Converter | None,
-        idempotent: bool = False,
-        wait_for_ready: bool | None = None,
-        sent_along: Metadata | None = None,
-        reader: MetadataReader | None = None,
+        idempotent: bool,
+        wait_for_ready: bool | None,
+        sent_along: Metadata | None,
+        reader: MetadataReader | None,
+        failed: tuple[ClientConnection, ZcrpcError] | None,
     ) -> Any:
         """One call, from encoding to the converted result, made again as often as `Retries` says. sent_along: its
-        metadata. reader: is told what came with the answer."""
-        connection = self._only
-        until = None if timeout is None else self.loop.time() + timeout
-        if connection is None:
-            connection = await self.connected(until, wait_for_ready)
-        again = None
+        metadata. reader: is told what came with the answer. failed: what a first attempt failed with, and where."""
+        again = failure = None
+        if failed is not None:
+            connection, failure = failed
+        else:
+            connection = self.only or await self.connected(until, wait_for_ready)
         buffers = VIEWS if result is not None and result.views else BYTES
         while True:
+            if failure is not None:
+                assert self.retries is not None
+                again = again or Again(self, self.retries, until, idempotent)
+                connection = await again.connection(failure, connection)
             try:
                 if connection.is_full():
                     await connection.turn_to_call(until)
                 pending = connection.begin_call(name, arguments, keywords, sent_along, reader, until, buffers)
                 try:
-                    value = await pending.future
+                    value = await pending
                 except BaseException:
                     connection.failed(pending)
                     raise
@@ -372,11 +381,9 @@ class Channel:
                 break
             except ZcrpcError as error:
                 # Items can be produced only once.
-                if self._retries is None or any(map(is_stream, (*arguments, *keywords.values()))):
+                if self.retries is None or any(map(is_stream, (*arguments, *keywords.values()))):
                     raise
                 failure = error
-            again = again or Again(self, self._retries, until, idempotent)
-            connection = await again.connection(failure, connection)
         arguments, keywords, items = split(arguments, keywords)
         return await connection.call_with_items(name, arguments, keywords, items, until, result, sent_along, reader)
 
@@ -393,7 +400,7 @@ class Channel:
         reader: MetadataReader | None = None,
     ) -> Any:
         """One call with a stream of items. It is not made again, since items can be produced only once."""
-        until = None if timeout is None else self.loop.time() + timeout
+        until = self.until(timeout)
         connection = await self.connected(until, wait_for_ready)
         return await connection.call_with_items(name, arguments, keywords, items, until, result, sent_along, reader)
 
@@ -405,7 +412,7 @@ class Channel:
 
     def again(self, until: float | None) -> Again | None:
         """For a call with streams: whether it is begun again when no handler has seen it."""
-        return None if self._retries is None else Again(self, self._retries, until, idempotent=False)
+        return None if self.retries is None else Again(self, self.retries, until, idempotent=False)
 
     def may_retry(self) -> bool:
         """A call has failed: whether the budget allows to make it again."""
@@ -416,7 +423,7 @@ class Channel:
     def abandon(self) -> None:
         """This process was forked from the client's. See `zcrpc.forking`."""
         self._forked = self.is_closed = True
-        self.endpoints, self._ready, self._only, self._leaving = {}, [], None, []
+        self.endpoints, self._ready, self.only, self._leaving = {}, [], None, []
 
     @property
     def is_forked(self) -> bool:

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, TypedDict, TypeVar, Unpack, cast, overload
 
 from zcrpc import calibration, tls
+from zcrpc._path import Call, Verb
 from zcrpc.address import Address, is_numeric, parse_all
 from zcrpc.backoff import Backoff
 from zcrpc.balancing import PICKERS, Balance
@@ -155,7 +156,9 @@ class Client:
                 )
             )
         if source is None:
-            return channel.call(method, arguments, keywords, timeout, result, idempotent, wait_for_ready, metadata, out)
+            return Call(
+                channel, method, arguments, keywords, timeout, result, out, idempotent, wait_for_ready, metadata
+            )
         return channel.call_with_items(
             method, arguments, keywords, source, timeout, result, wait_for_ready, metadata, out
         )
@@ -171,16 +174,17 @@ class Client:
             call.opened.append(weakref.ref(stream))
             return stream
         if source is None:
-            return await channel.call(
+            return await Call(
+                channel,
                 method,
                 arguments,
                 keywords,
                 call.deadline,
                 call.expected,
+                call,
                 call.idempotent,
                 waits,
                 call.metadata,
-                call,
             )
         return await channel.call_with_items(
             method, arguments, keywords, source, call.deadline, call.expected, waits, call.metadata, call
@@ -364,7 +368,7 @@ def _proxy_class(service: type[Service]) -> type[_Proxy]:
     return made
 
 
-def _proxy_method(service: type[Service], plan: Plan) -> Callable[..., Any]:
+def _proxy_method(service: type[Service], plan: Plan) -> Callable[..., Any] | Verb:
     name, result, outgoing, safe = plan.name, plan.result, plan.outgoing, plan.idempotent
     call: Callable[..., Any]
 
@@ -408,7 +412,7 @@ def _proxy_method(service: type[Service], plan: Plan) -> Callable[..., Any]:
     call = call_stream if outgoing is not None else call_with_items if plan.incoming is not None else call_unary
     original = getattr(service, plan.attribute)
     call.__name__, call.__qualname__, call.__doc__ = original.__name__, original.__qualname__, original.__doc__
-    return call
+    return Verb(call, name, result, safe) if call is call_unary else call
 
 
 @functools.lru_cache(maxsize=256)

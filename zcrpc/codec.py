@@ -81,11 +81,6 @@ _PLAIN: Final = frozenset(
 )
 
 
-def single_call(code: int, length: int) -> bytes:
-    """The header of a request whose only argument is a buffer."""
-    return _single_call.pack(_SINGLE_CALL, code, 0, length)
-
-
 class HeaderError(ValueError):
     """A header that does not decode."""
 
@@ -158,23 +153,13 @@ class Codec:
             raise ValueError(str(error)) from None
         return length
 
-    def encode_arguments(self, arguments: Sequence[Any]) -> tuple[bytes, Sequence[bytes | memoryview], int, int]:
-        """The same for a request that has nothing else, with short cuts. Last the extension type of a buffer that is
-        the only argument, and then no header; else 0."""
-        if len(arguments) == 1:
-            only = arguments[0]
-            kind = type(only)
-            if kind is memoryview:
-                piece = snapshot(only)
-                return b"", (piece,), piece.nbytes if type(piece) is memoryview else len(piece), FROM_BUFFER
-            if kind is bytes:
-                length = len(only)
-                if length >= INLINE_BELOW:
-                    return b"", arguments, length, FROM_BYTES
-                return self._encoder.encode((arguments,)), (), 0, 0
-        elif not arguments:
-            return b"", (), 0, 0
-        return *self.encode([arguments]), 0
+    def encode_arguments(self, arguments: Sequence[Any]) -> tuple[bytes, Sequence[bytes | memoryview], int]:
+        """The same for a request that has nothing else, with a short cut for a buffer that is the only argument."""
+        if len(arguments) == 1 and type(arguments[0]) is memoryview:
+            piece = snapshot(arguments[0])
+            length = piece.nbytes if type(piece) is memoryview else len(piece)
+            return _single_call.pack(_SINGLE_CALL, FROM_BUFFER, 0, length), (piece,), length
+        return self.encode([arguments]) if arguments else (b"", (), 0)
 
     def encode_result(self, result: Any) -> tuple[bytes, Sequence[bytes | memoryview], int]:
         """The same for a response, with short cuts for its commonest shapes."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from zcrpc import metadata
+from zcrpc import _path, metadata
 from zcrpc._native import lib
 from zcrpc.codec import COPY_BELOW, HeaderError
 from zcrpc.compression import FEATURE, CompressionError, Packed, Packing
@@ -38,7 +38,6 @@ from zcrpc.wire import (
     PING,
     PING_LIMIT,
     PONG,
-    RECORD_FRAME,
     REQUEST,
     RESPONSE,
     Hello,
@@ -49,6 +48,7 @@ from zcrpc.wire import (
 
 # What is known of a peer before its hello: nothing may be sent to it but a goaway.
 _UNKNOWN: Final = Hello(limits=Limits(header=1024, payload=0, in_flight=1), chunk=4096)
+_MOST_IN_FLIGHT: Final = (1 << 32) - 1
 # The payload length that no payload reaches.
 _NEVER: Final = 1 << 63
 # A message is for people. This many characters of it travel at most.
@@ -78,42 +78,35 @@ _ENDS: Final[dict[int, tuple[str, bool]]] = {
 
 
 class Pin:
-    """A payload sent by reference: what keeps it alive, a record to be sent when it has gone, whom to tell."""
+    """A payload sent by reference: what keeps it alive; whom to tell when it has gone, and the call to cancel then."""
 
-    __slots__ = ("done", "holds", "length", "then")
+    __slots__ = ("cancels", "done", "holds", "length")
 
     def __init__(self, holds: Any, length: int) -> None:
         self.holds = holds
         self.length = length
-        self.then: bytes | None = None
+        self.cancels = 0
         self.done: Callable[[], None] | None = None
 
 
-class Connection:
+class Connection(_path.Connection):
     """One end of a connection."""
 
     __slots__ = (
-        "_plain_below",
         "_reference_from",
-        "begun",
-        "ended",
         "introduced",
         "limits",
         "log",
         "name",
-        "number",
         "own",
         "pack_from",
         "packing",
         "peer",
         "pinned",
         "pins",
-        "reactor",
-        "streams",
         "watched",
     )
 
-    begun: Served  # what surrounds the call that was begun last
     # What a peer's payload gets that does not decompress.
     malformed: type[ZcrpcError] = Internal
 
@@ -138,15 +131,14 @@ class Connection:
         self.introduced = False  # the own hello has been sent
         self.peer: Hello = _UNKNOWN
         self.limits = hello.limits
-        self.streams: Streams | None = None  # there are none yet
+        self.streams = None  # there are none yet
         self.pins: dict[int, Pin] = {}
         self.pinned = 0  # bytes of payload in all of them
-        self.ended: str | None = None  # why, once it is closed or being closed
+        self.ended = None
         self.watched: Watch | None = None
         self.packing = packing
         self.pack_from = _NEVER  # bytes of a payload from which on it may be compressed
         self._reference_from = _NEVER
-        self._plain_below = _NEVER  # what is shorter is copied, and as it is
         self.number = reactor.add(fd, self, mapping)
         if introduce:
             self.introduce(hello)
@@ -182,22 +174,10 @@ class Connection:
         """Sends a frame with the payload `buffers`, of `length` bytes in all. A token in `pins` while they are
         referenced, else 0."""
         reactor = self.reactor
-        size = len(header)
         if length < self._reference_from:
-            pieces = reactor.pieces
-            pieces.append(
-                RECORD_FRAME.pack(
-                    self.number, FRAME.size + size + length, 0, kind, flags, method, stream, size, deadline_ms, length
-                )
-            )
-            if size:
-                pieces.append(header)
-            if length:
-                pieces.extend(buffers)
-            if not reactor.submits:
-                reactor.wake()
+            reactor.frame(self.number, kind, flags, method, stream, deadline_ms, header, tuple(buffers))
             return 0
-        head = FRAME.pack(kind, flags, method, stream, size, deadline_ms, length) + header
+        head = FRAME.pack(kind, flags, method, stream, len(header), deadline_ms, length) + header
         token, holds = reactor.send_referenced(self.number, head, buffers)
         if token:
             self.pins[token] = Pin(holds, length)
@@ -253,7 +233,7 @@ class Connection:
         if pin is None:
             self.send(CANCEL, stream)
         else:
-            pin.then = RECORD_FRAME.pack(self.number, FRAME.size, 0, CANCEL, 0, 0, stream, 0, 0, 0)
+            pin.cancels = stream
 
     def send_data(
         self, stream: int, header: bytearray, buffers: Sequence[bytes | memoryview], length: int, flags: int
@@ -345,7 +325,9 @@ class Connection:
                 self.pack_from = self.packing.options.compress_from
             else:
                 self.packing = None
-        self._plain_below = min(self._reference_from, self.pack_from)
+        self.plain_below = min(self._reference_from, self.pack_from)
+        self.header_limit = peer.limits.header
+        self.in_flight = min(peer.limits.in_flight, _MOST_IN_FLIGHT)
         self.reactor.set_peer(self.number, peer.chunk, peer.map_from)
         self.greeting()
 
@@ -353,10 +335,9 @@ class Connection:
         """The peer's hello was understood."""
 
     def begin(
-        self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview, sole: int = 0
+        self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
     ) -> Handler | None:
-        """A call. `sole`: its only argument is the payload, which was a buffer of that kind, and the header is left
-        out. Returns the handler if it is to be awaited; what surrounds the call is `begun` then. This end serves
+        """A call. Returns the handler if it is to be awaited; what surrounds the call is `begun` then. This end serves
         none."""
         self.send_error(stream, Status.UNIMPLEMENTED, "this side serves no calls")
         return None
@@ -365,10 +346,10 @@ class Connection:
         """A call that comes by itself, not as one of many."""
         handler = self.begin(stream, method, deadline_ms, header, payload)
         if handler is not None:
-            self.start_handler(handler, stream, deadline_ms)
+            self.start_handler(handler, self.begun, stream, deadline_ms)
 
-    def start_handler(self, handler: Handler, stream: int, deadline_ms: int) -> None:
-        """Awaits the handler of the call that was begun last."""
+    def start_handler(self, handler: Handler, served: Served, stream: int, deadline_ms: int) -> None:
+        """Awaits a handler."""
         raise NotImplementedError
 
     def suspend(self, suspended: Suspended) -> None:
@@ -383,9 +364,8 @@ class Connection:
         """A handler has raised."""
         raise NotImplementedError
 
-    def response(self, stream: int, header: bytes, payload: bytes | memoryview, sole: int = 0) -> None:
-        """An answer; `sole` as for `request`. To no call of this end: too late, or nonsense, and nothing is lost by
-        ignoring it."""
+    def response(self, stream: int, header: bytes, payload: bytes | memoryview) -> None:
+        """An answer. To no call of this end: too late, or nonsense, and nothing is lost by ignoring it."""
 
     def error(self, stream: int, status: int, header: bytes, unprocessed: bool) -> None:
         """A call failed. See `response`."""
@@ -496,9 +476,8 @@ class Connection:
             self.pinned -= pin.length
             if pin.done is not None:
                 pin.done()
-            if pin.then is not None:
-                self.reactor.pieces.append(pin.then)
-                self.reactor.wake()
+            if pin.cancels:
+                self.send(CANCEL, pin.cancels)
 
     def closed(self, reason: int, number: int) -> None:
         """The connection is gone. The reactor's last word about it."""

@@ -7,20 +7,19 @@ first line on, so the first step cannot simply be a bare `coroutine.send(None)`.
 From Python 3.12 on asyncio has the answer: a task with `eager_start=True` runs its first step in its constructor
 (`TaskRunner`).
 
-On 3.11 `WorkerRunner` does the same with *parked workers*, tasks of our own that wait for work, each with a context and
-a *driver* of its own, a generator that awaits one coroutine after the other:
+On 3.11 `WorkerRunner` does the same with *parked workers*, tasks of our own that wait for work, each with a context of
+its own:
 
-  1. A parked worker is made the current task, and its driver is sent the handler's coroutine inside the worker's
-     context, which runs the first step. (A driver, because the result of `yield from` comes without a StopIteration:
-     that halves the cost.)
+  1. A parked worker is made the current task, and the handler's coroutine is sent its first None inside the worker's
+     context.
   2. It returns or raises: the worker never noticed, and goes on being parked. It is used again only if the handler left
      no trace: its context still equals the template's (O(1) while untouched), and nobody asked it to cancel.
-  3. It yields a future: driver and future are handed to the worker, which is woken, yields the *same* future to its own
-     task (whose blocking flag is still set, so the task cannot tell the difference) and takes the driver on until the
-     coroutine ends, as a task would.
+  3. It yields a future: coroutine and future are handed to the worker, which is woken, yields the *same* future to its
+     own task (whose blocking flag is still set, so the task cannot tell the difference) and takes the coroutine to its
+     end, as a task would.
 
-The driver may as well be a loop over all that came in at once (`work_through`): then the worker is entered once for
-many handlers, and when one suspends, another worker goes on with the rest of the loop.
+Handlers of all calls that came in at once can be begun in one worker, one after the other (`work_through`): then it is
+entered once for many, and when one suspends, another worker goes on with the rest.
 
 Between 3's hand-over and the worker's next step someone may cancel the task. Then the worker finds CancelledError where
 it waited for work, and does what Task.cancel would have done: cancels the future that the handler waits for, or, where
@@ -66,11 +65,13 @@ class Suspended:
 class _Job(Suspended):
     """A handler that has begun, and that a worker takes to its end."""
 
-    __slots__ = ("_finish", "cancelled", "worker", "yielded")
+    __slots__ = ("_finish", "cancelled", "coroutine", "token", "worker", "yielded")
 
-    def __init__(self, worker: Worker, yielded: Any) -> None:
+    def __init__(self, worker: Worker, coroutine: Handler, yielded: Any, token: contextvars.Token[Scope]) -> None:
         self.worker: Worker | None = worker
+        self.coroutine = coroutine
         self.yielded = yielded  # what it waits for
+        self.token = token  # takes its scope away
         self.cancelled = False  # before the worker's task had taken its first step
         self._finish: Finish | None = None
 
@@ -94,24 +95,16 @@ class _Job(Suspended):
             finish(result, error)
 
 
-_DONE = object()  # what a driver yields when it wants the next coroutine
-
-
 class Worker:
     """A task that is parked, or works on one job."""
 
     __slots__ = (
         "context",
-        "driver",
-        "error",
         "job",
         "lives",
         "parked",
-        "result",
         "run",
         "runner",
-        "scope",
-        "send",
         "task",
     )
 
@@ -119,38 +112,14 @@ class Worker:
         self.runner = runner
         self.context = runner.template.copy()
         self.run = self.context.run
-        self.result: Any = None  # of the coroutine that the driver has ended
-        self.error: BaseException | None = None
-        self.scope: Scope = None  # of the coroutine that the driver is to begin
         self.job: _Job | None = None
         self.parked: asyncio.Future[None] | None = None
-        self.start_driver()
         self.start_task(None)
 
     def start_task(self, cancelled: asyncio.CancelledError | None) -> None:
         self.lives = False  # its task has taken its first step
         self.task = asyncio.Task(self._live(cancelled), loop=self.runner.loop, context=self.context)
         self.task.add_done_callback(self._ended)
-
-    def start_driver(self) -> None:
-        self.driver = self._drive()
-        self.send = self.driver.send
-        self.send(None)
-
-    @types.coroutine
-    def _drive(self) -> Generator[Any, Any, None]:
-        enter, leave = SCOPE.set, SCOPE.reset
-        while True:
-            coroutine = yield _DONE
-            token = enter(self.scope)
-            try:
-                self.result = yield from coroutine
-            except (Exception, asyncio.CancelledError) as error:
-                self.error = error
-            leave(token)  # the context equals the template again, if the handler left it alone
-            del coroutine, token
-            if self.job is not None:  # handed over meanwhile: the worker goes on
-                return
 
     def untouched(self) -> bool:
         """Whether the last handler left nothing behind that the next one could see."""
@@ -185,10 +154,14 @@ class Worker:
             job = self.job
             if job.cancelled:
                 self.task.cancel()
-            await _resume(self.driver, job.yielded, cancelled, job.cancelled)
-            result, error = self.result, self.error
-            self.result = self.error = self.job = cancelled = None
-            self.start_driver()
+            result: Any = None
+            error: BaseException | None = None
+            try:
+                result = await _resume(job.coroutine, job.yielded, cancelled, job.cancelled)
+            except (Exception, asyncio.CancelledError) as raised:
+                error = raised
+            SCOPE.reset(job.token)  # the context equals the template again, if the handler left it alone
+            self.job = cancelled = None
             job.done(result, error)
             del job, result, error  # a parked worker must not keep a payload alive
             if not (self.untouched() and self.runner.park(self)):
@@ -205,14 +178,14 @@ class Worker:
 
 @types.coroutine
 def _resume(
-    driver: Generator[Any, Any, None], yielded: Any, error: BaseException | None, cancelling: bool
-) -> Generator[Any, Any, None]:
-    """Takes a driver that has yielded `yielded` to the end of its coroutine, inside the current task. `error`: what the
-    task was cancelled with meanwhile. `cancelling`: it will be, at the next yield."""
+    coroutine: Handler, yielded: Any, error: BaseException | None, cancelling: bool
+) -> Generator[Any, Any, Any]:
+    """Takes a coroutine that has yielded `yielded` to its end, inside the current task. `error`: what the task was
+    cancelled with meanwhile. `cancelling`: it will be, at the next yield."""
     try:
         if error is None:
             if yielded is None and not cancelling:  # a bare yield: the tick that it asked for has passed
-                return (yield from driver)
+                return (yield from coroutine)
         elif yielded is not None and yielded.cancel():
             error = None
         while True:
@@ -222,11 +195,21 @@ def _resume(
                 except BaseException as caught:
                     error = caught
                 else:
-                    return (yield from driver)
-            yielded = driver.throw(error)
+                    return (yield from coroutine)
+            yielded = coroutine.throw(error)
             error = None
-    except StopIteration:
-        return None
+    except StopIteration as end:
+        return end.value
+
+
+def _first_step(coroutine: Handler, scope: Scope) -> tuple[Any, contextvars.Token[Scope]]:
+    """What a coroutine yields first, and the token of its scope. StopIteration has the result if that was all."""
+    token = SCOPE.set(scope)
+    try:
+        return coroutine.send(None), token
+    except BaseException:
+        SCOPE.reset(token)
+        raise
 
 
 class WorkerRunner:
@@ -241,30 +224,31 @@ class WorkerRunner:
         self._closed = False
 
     def work_through(
-        self, work: Callable[[Worker], Generator[Any, Any, None]], suspended: Callable[[Suspended], None]
+        self,
+        work: Callable[[Worker], tuple[Handler, Any, contextvars.Token[Scope]] | None],
+        suspended: Callable[[Suspended], None],
     ) -> None:
-        """Runs the first steps of many handlers: `work` awaits them one after the other by `yield from`, and is inside
-        the worker all the time, so that none of them has to be entered and left.
+        """Runs the first steps of many handlers: `work` begins one after the other, and is inside the worker all the
+        time, so that none of them has to be entered and left.
 
-        When one suspends, its worker goes on with it: the generator must then end when that handler does, leaving what
-        came of it in `worker.result` or `worker.error`. `suspended` is told, and `work` called again for the rest; and
-        so it is if it ends because a handler left a trace.
+        When one suspends, `work` returns its coroutine, what that has yielded and the token of its scope; its worker
+        goes on with it, `suspended` is told, and `work` is called again for the rest. So it is if a handler left a
+        trace; then it returns None, as it does when there are no more.
         """
         loop = self.loop
         while True:
             worker = self._parked.pop() if self._parked else Worker(self)
-            task, driver = worker.task, work(worker)
+            task = worker.task
             _enter_task(loop, task)
             try:
-                yielded = worker.run(next, driver, _DONE)
-            except BaseException:  # KeyboardInterrupt, SystemExit: the driver has ended with it
+                stopped = worker.run(work, worker)
+            except BaseException:  # KeyboardInterrupt, SystemExit
                 task.cancel()
                 raise
             finally:
                 _leave_task(loop, task)
-            if yielded is not _DONE:
-                worker.driver = driver
-                job = _Job(worker, yielded)
+            if stopped is not None:
+                job = _Job(worker, *stopped)
                 worker.hand_over(job)
                 suspended(job)
             elif not worker.untouched():
@@ -290,31 +274,27 @@ class WorkerRunner:
         if not self._parked:
             self._parked.append(Worker(self))
         worker = self._parked[-1]
-        worker.scope = scope
         loop, task = self.loop, worker.task
         _enter_task(loop, task)
         try:
-            yielded = worker.run(worker.send, coroutine)
-        except BaseException:  # KeyboardInterrupt, SystemExit: the driver has ended with it
+            yielded, token = worker.run(_first_step, coroutine, scope)
+        except StopIteration as end:
+            if not worker.untouched():
+                self._retire(worker)
+            return end.value
+        except (Exception, asyncio.CancelledError):
+            if not worker.untouched():
+                self._retire(worker)
+            raise
+        except BaseException:  # KeyboardInterrupt, SystemExit
             self._retire(worker)
             raise
         finally:
             _leave_task(loop, task)
-        if yielded is not _DONE:
-            self._parked.pop()
-            job = _Job(worker, yielded)
-            worker.hand_over(job)
-            return job
-        if not worker.untouched():
-            self._retire(worker)
-        if worker.error is not None:
-            error, worker.error = worker.error, None
-            try:
-                raise error
-            finally:
-                del error  # its traceback has this frame
-        result, worker.result = worker.result, None
-        return result
+        self._parked.pop()
+        job = _Job(worker, coroutine, yielded, token)
+        worker.hand_over(job)
+        return job
 
     def park(self, worker: Worker) -> bool:
         """Takes a worker back. False if there are enough."""

@@ -2,7 +2,8 @@
 
     reactor's fd readable
       → one poll          everything that is ready is received and parsed, and comes back as a batch of events
-      → dispatch          each event goes to its connection; what that wants to send is appended to `pieces`
+      → dispatch          each event goes to its connection; what that wants to send is a frame in the outbox
+      → wake              those whose calls were answered go on, and make the next ones
       → one submit        all of it
 
 Whatever is sent outside a batch is submitted once per turn of the loop. Large payloads take another way, by reference:
@@ -16,17 +17,16 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import types
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from zcrpc import _path
 from zcrpc._native import check, ffi, lib
 from zcrpc.busy_poll import BusyPoll
 from zcrpc.codec import Codec
-from zcrpc.context import SCOPE
 from zcrpc.deadlines import Deadlines
-from zcrpc.eager import Runner, Suspended, Worker, WorkerRunner
+from zcrpc.eager import Runner, Suspended, WorkerRunner
 from zcrpc.forking import MESSAGE, remember
 from zcrpc.streams import Counters, Sender
 from zcrpc.wire import (
@@ -36,7 +36,6 @@ from zcrpc.wire import (
     DATA,
     END,
     ERROR,
-    EVENT,
     EVENT_CLOSED,
     EVENT_REFUSED,
     EVENT_SENT,
@@ -47,9 +46,6 @@ from zcrpc.wire import (
     PONG,
     REQUEST,
     RESPONSE,
-    SHAPE_CALL,
-    SHAPE_RESULT,
-    SHORT_EVENT,
     STREAMS,
 )
 
@@ -64,16 +60,8 @@ _SWEEP_SECONDS: Final = 1.0
 # To look at every page of so many bytes takes longer than to submit replies by themselves, some ten times.
 _LONG: Final = 256 << 10
 
-# Pieces, two for each small frame, that are submitted without waiting for the rest: so a peer that waits for them works
-# at the same time as we do, on the next ones.
-SUBMIT_FROM: Final = 64
-
 _U32: Final = (1 << 32) - 1
 _WITH_PAYLOAD: Final = (REQUEST, RESPONSE, DATA)
-_EVENT_SIZE: Final = EVENT.size
-_unpack_events: Final = SHORT_EVENT.iter_unpack
-_unpack_event: Final = EVENT.unpack_from
-_LEASE: Final = 11
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -106,28 +94,19 @@ class ReactorOptions:
             raise ValueError(f"busy_poll={self.busy_poll}: must be between 0 and 1 second")
 
 
-class Reactor:
+class Reactor(_path.Reactor):
     """One native reactor in one event loop."""
 
     __slots__ = (
         "__weakref__",
-        "_answered",
         "_batches",
         "_busy",
         "_handle",
         "_next_token",
         "_poll",
-        "_submit",
         "_sweeper",
-        "begun",
-        "codec",
-        "connections",
-        "deadlines",
-        "loop",
-        "pieces",
         "runner",
         "streams",
-        "submits",
         "timed_out",
         "unsent",
         "violations",
@@ -151,18 +130,16 @@ class Reactor:
         check(lib.zc_reactor_create(regions, native, out), "creating a reactor")
         self._handle = out[0]
         self._poll = lib.zc_reactor_poll
-        self._submit = lib.zc_reactor_submit
-        self._batches = [self._batch(index) for index in range(lib.ZC_BATCHES)]
+        self.drive(_address(self._handle), _address(ffi.addressof(lib, "zc_reactor_submit")))
+        self._batches = [_address(lib.zc_reactor_batch(self._handle, index)) for index in range(lib.ZC_BATCHES)]
         self._next_token = 0
-        self._answered = False  # there were answers in this batch
-        self.submits = False  # pieces will be submitted without anybody waking us
         self.loop = loop
         self.codec = Codec()
         self.deadlines = Deadlines(loop)
         self.runner = runner if isinstance(runner, WorkerRunner) else None
+        self.template = self.runner.template if self.runner is not None else None
         self.connections: dict[int, Connection] = {}
-        self.begun: Connection  # with the call whose handler was begun last
-        self.pieces: list[bytes | bytearray | memoryview] = []  # records for zc_reactor_submit; append, then wake()
+        self.answered = []
         self.unsent: list[Sender] = []  # streams with items that are sent at the next flush; append, then wake()
         self.streams = Counters()
         self.violations = 0  # of the protocol, by peers
@@ -172,13 +149,6 @@ class Reactor:
         remember(self)
         self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep)
         self._busy = BusyPoll(loop, options.busy_poll, self._turn) if options.busy_poll else None
-
-    def _batch(self, index: int) -> tuple[memoryview, Any] | None:
-        batch = lib.zc_reactor_batch(self._handle, index)
-        if batch == ffi.NULL:
-            return None
-        events = memoryview(ffi.buffer(batch.events, lib.ZC_BATCH_EVENTS * _EVENT_SIZE))
-        return events, ffi.buffer(batch.data, batch.capacity)
 
     # ---- connections
 
@@ -231,7 +201,7 @@ class Reactor:
         return max(0, lib.zc_reactor_queued(self._handle, number)) if self._handle is not None else 0
 
     def flush(self) -> None:
-        """Sends what waits in `unsent` and `pieces`."""
+        """Sends what waits in `unsent`, and the frames that wait."""
         if self.unsent:
             self._flush_senders()
         self.submit()
@@ -248,14 +218,10 @@ class Reactor:
                     sender.streams.connection.abort()
 
     def submit(self) -> None:
-        """Submits what waits in `pieces`."""
-        pieces = self.pieces
-        if pieces:
-            records = b"".join(pieces)
-            pieces.clear()
-            code = self._submit(self._handle, records, len(records))
-            if code < 0:
-                _log.error("frames could not be submitted: errno %d", -code)
+        """Submits the frames that wait."""
+        code = self.submit_frames()
+        if code < 0:
+            _log.error("frames could not be submitted: errno %d", -code)
 
     def _schedule_submit(self) -> None:
         if not self.submits:
@@ -265,9 +231,7 @@ class Reactor:
     def _submit_soon(self) -> None:
         self.submits = False
         if self._handle is not None:
-            if self.unsent:
-                self._flush_senders()
-            self.submit()
+            self.flush()
 
     # ---- in
 
@@ -282,154 +246,81 @@ class Reactor:
             self.close()
 
     def _dispatch(self, index: int, count: int) -> None:
-        batch = self._batches[index]
-        assert batch is not None
-        events, data = batch
-        iterator = _unpack_events(events[: count * _EVENT_SIZE])
-
-        def work(worker: Worker | None) -> Generator[Any, Any, None]:
-            return self._work_through(iterator, events, data, worker)
-
         # Until the batch is done nobody needs to be woken to submit: that is done below.
         scheduled, self.submits = self.submits, True
+        self.dispatching = True
+        self.open_batch(self._batches[index], count)
         try:
             if self.runner is not None:
-                self.runner.work_through(work, self._suspended)
+                self.runner.work_through(self.work, self._suspended)
             else:
-                next(work(None), None)
-        except BaseException:
-            for event in iterator:  # KeyboardInterrupt, SystemExit: the loop ends, but no lease may be lost
-                if not event[-1]:
-                    _release(_unpack_event(events, event[4] * _EVENT_SIZE)[_LEASE])
-            raise
+                self.work(None)
         finally:
-            self.submits = scheduled
-            if self._handle is not None:
-                if self.unsent:
-                    self._flush_senders()
-                self.submit()
-                if self._answered:  # those who waited run next, and what they then send is submitted in the same turn
-                    self._answered = False
-                    self._schedule_submit()
-
-    @types.coroutine
-    def _work_through(
-        self, iterator: Iterator[tuple[int, ...]], events: memoryview, data: Any, worker: Worker | None
-    ) -> Generator[Any, Any, None]:
-        """Deals with one event after the other. Handlers are awaited here, within the worker if there is one: see
-        `WorkerRunner.work_through`."""
-        connections, pieces = self.connections, self.pieces
-        enter, leave = SCOPE.set, SCOPE.reset
-        template = self.runner.template if self.runner is not None else None
-        doomed = worker.doomed() if worker is not None else bool
-        for number, stream, header, body, end, deadline_ms, method, shape in iterator:
-            if not shape:
-                self._dispatch_other(events, end, data)
-                continue
-            if len(pieces) >= SUBMIT_FROM:
-                self.submit()
+            for lease in self.rest():  # KeyboardInterrupt, SystemExit: the loop ends, but no lease may be lost
+                _release(lease)
+            self.dispatching = False
             try:
-                connection = connections[number]
-            except KeyError:
-                continue
-            try:
-                if shape >= SHAPE_RESULT:
-                    self._answered = True
-                    sole = shape - SHAPE_RESULT
-                    connection.response(stream, b"" if sole else data[header:body], data[body:end], sole)
-                    continue
-                sole = shape - SHAPE_CALL
-                handler = connection.begin(
-                    stream, method, deadline_ms, b"" if sole else data[header:body], data[body:end], sole
-                )
-                if handler is None:
-                    continue
-                if worker is None:
-                    connection.start_handler(handler, stream, deadline_ms)
-                    continue
-                self.begun = connection
-                served = connection.begun
-                token = enter(served)
-                try:
-                    result = yield from handler
-                except (Exception, asyncio.CancelledError) as error:
-                    leave(token)  # the context equals the template again, if the handler left it alone
-                    if worker.job is not None:  # handed over meanwhile: the worker goes on
-                        worker.error = error
-                        return
-                    connection.fail_with(stream, error, served)
-                else:
-                    leave(token)
-                    if worker.job is not None:
-                        worker.result = result
-                        return
-                    connection.reply(stream, served, result)
-                    del result  # it may be a payload
-                if worker.context != template or doomed():
-                    return
-            except Exception:
-                self._give_up(connection, REQUEST if shape < SHAPE_RESULT else RESPONSE)
+                self.wake_answered()  # what they then send is submitted with the rest
+            finally:
+                self.submits = scheduled
+                if self._handle is not None:
+                    self.flush()
 
     def _suspended(self, suspended: Suspended) -> None:
         """The handler that was begun last waits for something."""
         self.begun.suspend(suspended)
 
-    def _dispatch_other(self, events: memoryview, index: int, data: Any) -> None:
-        """An event that is no small frame of a plain call."""
-        (
-            number,
-            stream,
-            header,
-            body,
-            _,
-            deadline_ms,
-            method,
-            _,
-            kind,
-            place,
-            length,
-            lease,
-            flags,
-        ) = _unpack_event(events, index * _EVENT_SIZE)
-        connection = self.connections.get(number)
+    def other(
+        self,
+        connection: Connection | None,
+        kind: int,
+        flags: int,
+        stream: int,
+        method: int,
+        deadline_ms: int,
+        header: bytes,
+        payload: bytes,
+        place: int,
+        length: int,
+        lease: int,
+    ) -> None:
+        """An event that is no small frame of a plain call. `payload` is that of a small frame; of others `place` is the
+        address of what is leased, or what else the event tells."""
         if connection is None:
             _release(lease)
-            return
-        try:
-            if kind in _WITH_PAYLOAD:
-                head = data[header:body]
-                payload = self._leased(lease, place, length) if lease else data[place : place + length]
-                if flags & COMPRESSED:
-                    connection.compressed(kind, flags, stream, method, deadline_ms, head, payload)
-                elif kind == DATA:
-                    connection.data(stream, head, payload)
-                elif kind == RESPONSE:
-                    connection.response(stream, head, payload)
-                elif flags & STREAMS:
-                    connection.stream_request(stream, method, flags, deadline_ms, head, payload)
-                else:
-                    connection.request(stream, method, deadline_ms, head, payload)
-            elif kind == EVENT_SENT:
-                connection.sent(place)
-            elif kind == EVENT_CLOSED:
-                del self.connections[number]
-                connection.closed(method, place)
-            elif kind == CREDIT:
-                connection.credit(stream, deadline_ms)
-            elif kind == EVENT_REFUSED:
-                connection.refused(place & 0xFF, flags, stream, place >> 8, length)
+        elif kind in _WITH_PAYLOAD:
+            body = self._leased(lease, place, length) if lease else payload
+            if flags & COMPRESSED:
+                connection.compressed(kind, flags, stream, method, deadline_ms, header, body)
+            elif kind == DATA:
+                connection.data(stream, header, body)
+            elif kind == RESPONSE:
+                connection.response(stream, header, body)
+            elif flags & STREAMS:
+                connection.stream_request(stream, method, flags, deadline_ms, header, body)
             else:
-                self._dispatch_rare(connection, kind, flags, stream, method, data[header:body])
-        except Exception:
-            self._give_up(connection, kind)
+                connection.request(stream, method, deadline_ms, header, body)
+        elif kind == EVENT_SENT:
+            connection.sent(place)
+        elif kind == EVENT_CLOSED:
+            del self.connections[connection.number]
+            connection.closed(method, place)
+        elif kind == CREDIT:
+            connection.credit(stream, deadline_ms)
+        elif kind == EVENT_REFUSED:
+            connection.refused(place & 0xFF, flags, stream, place >> 8, length)
+        else:
+            self._dispatch_rare(connection, kind, flags, stream, method, header)
 
-    def _give_up(self, connection: Connection, kind: int) -> None:
-        _log.exception("%s: an event of kind %d could not be dealt with; the connection is closed", connection, kind)
+    def give_up(self, connection: Connection, kind: int, error: Exception) -> None:
+        """An event could not be dealt with."""
+        text = "%s: an event of kind %d could not be dealt with; the connection is closed"
+        _log.error(text, connection, kind, exc_info=error)
         connection.abort()
 
     def _leased(self, lease: int, address: int, length: int) -> memoryview:
         """A payload in a region. Its handler may take its time if it is long: what was answered before leaves first."""
-        if length >= _LONG and self.pieces:
+        if length >= _LONG and self.frames:
             self.submit()
         return leased_view(lease, address, length)
 
@@ -475,7 +366,7 @@ class Reactor:
             self._handle = None
         if self._busy is not None:
             self._busy.close()
-        self.pieces.clear()
+        self.drive(0, 0)
         for connection in self.connections.values():
             connection.ended = MESSAGE
         self.connections.clear()
@@ -492,9 +383,8 @@ class Reactor:
         if self._busy is not None:
             self._busy.close()
         self.deadlines.close()
-        self.pieces.clear()
+        self.drive(0, 0)
         self.unsent.clear()
-        self._batches.clear()  # before the memory goes: nobody else has seen these views
         lib.zc_reactor_destroy(handle)
         connections = list(self.connections.values())
         self.connections.clear()
@@ -503,6 +393,10 @@ class Reactor:
                 connection.closed(lib.ZC_CLOSE_LOCAL, 0)
             except Exception:
                 _log.exception("%s: could not be told that it is closed", connection)
+
+
+def _address(pointer: Any) -> int:
+    return int(ffi.cast("uintptr_t", pointer))
 
 
 def _release(lease: int) -> None:

@@ -318,7 +318,8 @@ class Server:
         self._last: Stats | None = None
         self.closing = False
         self._forked = False
-        self.requests = self.errors = self.expired = 0
+        self._requests = 0  # over connections that are gone
+        self.errors = self.expired = 0
         self.refused = self.accept_pauses = self.unauthenticated = self.handshakes_failed = self.retired = 0
         self.exhausted = dict.fromkeys(("in_flight", "calls", "queued", "message", "metadata", "decompressed"), 0)
         self.calls = 0  # handlers that have suspended, in all connections
@@ -531,10 +532,17 @@ class Server:
 
     def connection_closed(self, connection: ServerConnection) -> None:
         """Its last word."""
-        self._connections.discard(connection)
+        if connection in self._connections:
+            self._connections.remove(connection)
+            self._requests += connection.requests
         if not connection.admitted:
             self._refusals -= 1
         self._note_quiet()
+
+    @property
+    def requests(self) -> int:
+        """Calls that came in."""
+        return self._requests + sum(connection.requests for connection in self._connections)
 
     def call_begun(self) -> None:
         """A handler has suspended."""

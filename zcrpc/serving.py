@@ -20,7 +20,7 @@ from zcrpc import metadata
 from zcrpc.admission import Admission
 from zcrpc.ageing import Age
 from zcrpc.calls import Call, StreamCall, produce, release
-from zcrpc.codec import INLINE_BELOW, HeaderError, single_call
+from zcrpc.codec import HeaderError
 from zcrpc.connection import Connection
 from zcrpc.context import CONTEXT, METADATA, PLAN, SCOPE, STREAM, UNTIL, Context, Served
 from zcrpc.credentials import Caller
@@ -46,15 +46,8 @@ from zcrpc.tls import Tunnel
 from zcrpc.wire import (
     COMPRESSED,
     DATA,
-    FRAME,
     REQUEST,
     RESPONSE,
-    RESULT,
-    SHAPE_RESULT,
-    SOLE_BUFFER,
-    SOLE_BYTES,
-    SOLE_RESULT,
-    SOLE_SIZE,
     STREAM_IN,
     STREAM_OUT,
     STREAMS,
@@ -66,12 +59,6 @@ if TYPE_CHECKING:
     from zcrpc.server import Server
 
 _log = logging.getLogger("zcrpc.server")
-
-_pack_result: Final = RESULT.pack
-_pack_sole: Final = SOLE_RESULT.pack
-_RESULT_BYTES: Final = SHAPE_RESULT + SOLE_BYTES
-_RESULT_BUFFER: Final = SHAPE_RESULT + SOLE_BUFFER
-_SOLE_FRAME_SIZE: Final = FRAME.size + SOLE_SIZE
 
 Handlers = dict[int, tuple[Plan, Callable[..., Any]]]
 
@@ -92,16 +79,12 @@ class ServerConnection(Connection):
         "admission",
         "admitted",
         "age",
-        "caller",
         "calls",
-        "careful",
-        "handlers",
         "leave_status",
         "opening",
         "parting",
         "retiring",
         "running",
-        "server",
         "start",
         "tunnel",
         "used",
@@ -125,7 +108,7 @@ class ServerConnection(Connection):
         self.parting: str | None = None  # why it is closed when everything is sent
         self.retiring: str | None = None  # why it takes no more calls
         self.leave_status = Status.UNAVAILABLE
-        self.used = False  # there was a call since that was asked last
+        self.used = 0  # requests when it was last looked at
         self.handlers = server.handlers
         self.start = server.runner.start
         self.calls: dict[int, Call] = {}  # those that wait for an answer
@@ -179,16 +162,13 @@ class ServerConnection(Connection):
     # ---- calls
 
     def begin(
-        self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview, sole: int = 0
+        self, stream: int, method: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
     ) -> Handler | None:
-        server = self.server
-        server.requests += 1
-        self.used = True
-        if self.careful or server.full or not stream:
-            if sole:
-                header, sole = single_call(sole, len(payload)), 0
-            if not self.admission.allows(stream, method, deadline_ms, header, payload):
-                return None
+        self.requests += 1
+        if (self.careful or self.server.full or not stream) and not self.admission.allows(
+            stream, method, deadline_ms, header, payload
+        ):
+            return None
         try:
             plan, handler = self.handlers[method]
         except KeyError:
@@ -196,28 +176,22 @@ class ServerConnection(Connection):
             return None
         until = time.monotonic() + deadline_ms / 1000 if deadline_ms else 0.0
         served: Served = [self.caller, plan, until, NOTHING, None, False, stream]
-        take = plan.sole
         try:
-            if sole and take is not None:
-                result = handler(take(payload))
-            else:
-                if sole:
-                    header = single_call(sole, len(payload))
+            try:
+                arguments, keywords = self._bind(served, header, payload)
+            except Exception as error:
+                self._misfit(stream, served, handler, error, deadline_ms)
+                return None
+            if not plan.is_async:  # what is gets its scope from who awaits it
+                token = SCOPE.set(served)
                 try:
-                    arguments, keywords = self._bind(served, header, payload)
-                except Exception as error:
-                    self._misfit(stream, served, handler, error, deadline_ms)
-                    return None
-                if not plan.is_async:  # what is gets its scope from who awaits it
-                    token = SCOPE.set(served)
-                    try:
-                        result = run_plain(self.reactor.loop, handler, arguments, keywords)
-                    finally:
-                        SCOPE.reset(token)
-                elif keywords is None:
-                    result = handler(*arguments)
-                else:
-                    result = handler(*arguments, **keywords)
+                    result = run_plain(self.reactor.loop, handler, arguments, keywords)
+                finally:
+                    SCOPE.reset(token)
+            elif keywords is None:
+                result = handler(*arguments)
+            else:
+                result = handler(*arguments, **keywords)
         except (Exception, asyncio.CancelledError) as error:
             self.fail_with(stream, error, served)
             return None
@@ -227,8 +201,7 @@ class ServerConnection(Connection):
         self.reply(stream, served, result)
         return None
 
-    def start_handler(self, handler: Handler, stream: int, deadline_ms: int) -> None:
-        served = self.begun
+    def start_handler(self, handler: Handler, served: Served, stream: int, deadline_ms: int) -> None:
         try:
             result = self.start(handler, served)
         except (Exception, asyncio.CancelledError) as error:
@@ -292,8 +265,7 @@ class ServerConnection(Connection):
         if flags & STREAMS:
             self.stream_request(stream, method, flags, deadline_ms, header, payload)
             return
-        self.server.requests += 1
-        self.used = True
+        self.requests += 1
         # What is refused or put off is not decompressed.
         if self.admission.allows(stream, method, deadline_ms, header, payload, flags):
             self.request_now(stream, method, flags, deadline_ms, header, payload)
@@ -308,7 +280,7 @@ class ServerConnection(Connection):
             if unpacked is None:
                 return
             payload = unpacked
-        self.server.requests -= 1  # counted when it came
+        self.requests -= 1  # counted when it came
         self.careful = False  # it may begin
         self.request(stream, method, deadline_ms, header, payload)
 
@@ -327,8 +299,7 @@ class ServerConnection(Connection):
     def stream_request(
         self, stream: int, method: int, flags: int, deadline_ms: int, header: bytes, payload: bytes | memoryview
     ) -> None:
-        self.server.requests += 1
-        self.used = True
+        self.requests += 1
         receiver = None
         if flags & STREAM_IN and (receiver := self._receive(stream)) is None:
             return
@@ -453,38 +424,14 @@ class ServerConnection(Connection):
 
     def reply(self, stream: int, served: Served, result: Any) -> None:
         """Ends a call with its result."""
-        # The commonest shapes; what follows would do the same.
-        kind = type(result)
         context = served[CONTEXT]
-        if kind is memoryview:
-            length = result.nbytes
-            shape = _RESULT_BUFFER if type(result.obj) is bytes and result.c_contiguous else 0
-        elif kind is bytes:
-            length = len(result)
-            shape = _RESULT_BYTES if length >= INLINE_BELOW else 0
-        else:
-            length = shape = 0
-        if shape and length < self._plain_below and (context is None or not context.answer):
-            reactor = self.reactor
-            pieces = reactor.pieces
-            pieces.append(_pack_sole(self.number, _SOLE_FRAME_SIZE + length, shape, stream))
-            pieces.append(result)
-            if not reactor.submits:
-                reactor.wake()
-            return
+        plain = context is None or not context.answer
         try:
+            if plain and self.reply_plain(stream, result):
+                return
             limits = self.peer.limits
-            if context is None or not context.answer:
+            if plain:
                 header, buffers, length = self.reactor.codec.encode_result(result)
-                if not length and len(header) <= limits.header:
-                    reactor = self.reactor
-                    reactor.pieces += (
-                        _pack_result(self.number, FRAME.size + len(header), SHAPE_RESULT, stream),
-                        header,
-                    )
-                    if not reactor.submits:
-                        reactor.wake()
-                    return
             else:
                 carried = _encode_answer(context, limits)
                 header, buffers, length = self.reactor.codec.encode([result, carried])
@@ -563,7 +510,7 @@ class ServerConnection(Connection):
         limit = self.server.max_message
         message = f"a payload of {length} bytes is more than the {limit} that this server takes"
         if kind == REQUEST:
-            self.server.requests += 1
+            self.requests += 1
             if not self.introduced:
                 self.violated("a call before it was answered with a hello")
                 return
@@ -618,8 +565,12 @@ class ServerConnection(Connection):
             self.disconnect(why)
 
     def take_calls(self) -> bool:
-        used, self.used = self.used, False
-        return used or not self.introduced or bool(self.running or self.calls or self.admission or self.pins)
+        used, self.used = self.used, self.requests
+        return (
+            used != self.requests
+            or not self.introduced
+            or bool(self.running or self.calls or self.admission or self.pins)
+        )
 
     def unused(self, seconds: float) -> None:
         self.part(f"no call for {seconds:g} s", Status.OK)

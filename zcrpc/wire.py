@@ -1,8 +1,8 @@
 """The wire as Python sees it: frame kinds, the layouts that are packed here, and the hello. docs/wire.md describes the
 whole.
 
-The native core parses frames and hands them over as events; Python writes whole small frames, each after a record that
-says for which connection it is.
+The native core parses frames and hands them over as events. Small frames are written by the path (native/python), those
+whose payloads are sent by reference get their header here.
 """
 
 from __future__ import annotations
@@ -33,14 +33,6 @@ EVENT_CLOSED: Final = 32
 EVENT_SENT: Final = 33
 EVENT_REFUSED: Final = 34
 
-# enum zc_event_shape. With a sole buffer one or two more, for what it was: SHAPE_CALL + SOLE_BYTES, and so on.
-SHAPE_CALL: Final = 1
-SHAPE_RESULT: Final = 4
-SOLE_BYTES: Final = 1
-SOLE_BUFFER: Final = 2
-# Bytes of the header of a response that is a sole buffer.
-SOLE_SIZE: Final = 19
-
 # A flag of frames. ERROR: no handler has seen the call. GOAWAY: all calls that were begun are answered, so those
 # without an answer when the stream ends were not begun.
 FLAG_UNPROCESSED: Final = 0x08
@@ -60,27 +52,6 @@ TOKEN_LIMIT: Final = 8192  # characters; signed tokens of identity providers hav
 
 FRAME: Final = struct.Struct("<BBHIIIQ")
 """kind, flags, method or status, stream, header length, deadline in ms or credit in bytes, payload length."""
-
-RECORD: Final = struct.Struct("<QII")
-"""What stands before each frame handed to zc_reactor_submit: connection, bytes that follow, 0."""
-
-RECORD_FRAME: Final = struct.Struct("<QIIBBHIIIQ")
-"""RECORD and FRAME in one go."""
-
-# Records of which the core makes the rest: see zc_reactor_submit. With a sole buffer there is room for its header.
-CALL: Final = struct.Struct("<QII2xHI4xI8x")
-"""Connection, bytes that follow the first 16, shape, method, stream, deadline in ms."""
-SOLE_CALL: Final = struct.Struct(f"{CALL.format}{SOLE_SIZE + 1}x")
-RESULT: Final = struct.Struct("<QII4xI16x")
-"""Connection, bytes that follow the first 16, shape, stream."""
-SOLE_RESULT: Final = struct.Struct(f"{RESULT.format}{SOLE_SIZE}x")
-
-EVENT: Final = struct.Struct("<QIIIIIHBBQQQ4xB3x")
-"""struct zc_event: connection, stream, header, body, end, deadline in ms, method, shape, kind, payload, payload length,
-lease, header length, flags."""
-
-SHORT_EVENT: Final = struct.Struct("<QIIIIIHB33x")
-"""The first half of it: all there is to know of an event whose shape is not 0."""
 
 SOFTWARE: Final = "zcrpc/0.1.0"
 

@@ -24,7 +24,7 @@ bool zc_intake_room(const struct zc_intake *intake) {
 
 struct zc_event *zc_intake_event(struct zc_intake *intake, uint64_t connection, uint8_t kind) {
     struct zc_event *event = &intake->batch->events[intake->events++];
-    *event = (struct zc_event){.connection = connection, .kind = kind, .end = intake->events - 1};
+    *event = (struct zc_event){.connection = connection, .kind = kind};
     return event;
 }
 
@@ -52,27 +52,12 @@ static int check_frame(struct zc_turn *t, const struct zc_frame *frame) {
     return 0;
 }
 
-/* ZC_SHAPE_*: ZC_SHAPE_OTHER if there is more to the frame than the other shapes tell. */
-static uint8_t shape_of(const struct zc_frame *frame, const unsigned char *header) {
-    if (frame->flags)
-        return ZC_SHAPE_OTHER;
-    if (frame->kind == ZC_RESPONSE)
-        return (uint8_t)(ZC_SHAPE_RESULT + zc_sole_decode(header, frame->header_length, frame->payload_length));
-    if (frame->kind != ZC_REQUEST)
-        return ZC_SHAPE_OTHER;
-    bool nested = frame->header_length && *header == 0x91;
-    return (uint8_t)(ZC_SHAPE_CALL + (nested ? zc_sole_decode(header + 1, frame->header_length - 1, frame->payload_length) : 0));
-}
-
 static void small_frame(struct zc_turn *t, const struct zc_frame *frame, const unsigned char *at) {
     struct zc_intake *intake = t->intake;
     struct zc_event *event = zc_turn_event(t, frame, frame->kind);
     event->header = (uint32_t)(at + ZC_FRAME_SIZE - intake->batch->data);
     event->header_length = frame->header_length;
-    event->payload = event->body = event->header + frame->header_length;
-    event->shape = shape_of(frame, at + ZC_FRAME_SIZE);
-    if (event->shape != ZC_SHAPE_OTHER)
-        event->end = event->body + (uint32_t)frame->payload_length;
+    event->payload = event->header + frame->header_length;
     intake->stats->frames_in++;
     intake->stats->payload_bytes_copied += frame->payload_length;
     t->in->hello |= frame->kind == ZC_HELLO;

@@ -125,7 +125,6 @@ static void finish_payload(struct zc_turn *t, struct zc_incoming *incoming) {
         event->payload = incoming->lease->address;
         event->header = (uint32_t)intake->used;
         event->header_length = incoming->frame.header_length;
-        event->body = event->header + event->header_length;
         memcpy(intake->batch->data + intake->used, incoming->header, incoming->frame.header_length);
         intake->used += incoming->frame.header_length;
         intake->stats->frames_in++;

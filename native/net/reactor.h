@@ -36,39 +36,21 @@ enum zc_close {
     ZC_CLOSE_MEMORY,    /* the system refused memory */
 };
 
-/* What most events are: small frames of a call without flags. All there is to know of them is in the first half of the event, which costs
- * Python half as much to unpack. *Sole*: the header says nothing but that the payload is the one buffer, see zc_frame_sole. */
-enum zc_event_shape {
-    ZC_SHAPE_OTHER, /* look at the whole event */
-    ZC_SHAPE_CALL,
-    ZC_SHAPE_CALL_BYTES, /* sole, by ZC_SOLE_BYTES */
-    ZC_SHAPE_CALL_BUFFER,
-    ZC_SHAPE_RESULT,
-    ZC_SHAPE_RESULT_BYTES,
-    ZC_SHAPE_RESULT_BUFFER,
-};
-
-/* 64 bytes; Python unpacks "<QIIIIIHB" of the first half, or all of it: "<QIIIIIHBBQQQ4xB3x". */
 struct zc_event {
     uint64_t connection;
     uint32_t stream;
     uint32_t header; /* offset in the batch's data */
-    uint32_t body;   /* where the header ends and, lease == 0, the payload begins */
-    uint32_t end;    /* ZC_SHAPE_OTHER: number of this event in the batch; else where the payload ends */
+    uint32_t header_length;
     uint32_t deadline_ms;
     uint16_t method;
-    uint8_t shape;
-    uint8_t kind;
+    uint8_t kind, flags;
     union {
         uint64_t payload; /* lease == 0: offset in the batch's data; else the address */
         uint64_t aux;     /* of events that are no frame */
     };
     uint64_t payload_length;
     uint64_t lease; /* struct zc_lease *, now the receiver's to release; or 0 */
-    uint32_t header_length;
-    uint8_t flags;
 };
-_Static_assert(sizeof(struct zc_event) == 64, "as Python unpacks it");
 
 /* Valid until the next zc_reactor_poll. There are ZC_BATCHES of them in a reactor, at fixed addresses: batch i of zc_reactor_batch. */
 struct zc_batch {
@@ -156,14 +138,10 @@ int64_t zc_reactor_silence(struct zc_reactor *reactor, uint64_t connection);
  * negative errno. Sweeps stalled connections when called at least every second or so. */
 int64_t zc_reactor_poll(struct zc_reactor *reactor, int timeout_ms);
 
-/* Sends small frames: records of { u64 connection, u32 length, u32 shape } followed by `length` bytes. One vectored send per run of records
- * of one connection; what the socket does not take is copied. Records of connections that are gone are skipped.
- *
- * ZC_SHAPE_OTHER: these bytes are whole frames. Any other: one frame that is nothing yet but its stream and, of a call, its method and
- * deadline. The rest of it is made here, and if it is sole so is the header, in the room that was left for it. Then follows the header, or
- * the sole payload. */
+/* Sends small frames: records of { u64 connection, u32 length, u32 0 } followed by `length` bytes, which are whole frames. One vectored send
+ * per run of records of one connection; what the socket does not take is copied. Records of connections that are gone are skipped. */
 #define ZC_RECORD_SIZE 16
-int zc_reactor_submit(struct zc_reactor *reactor, void *records, uint64_t length);
+int zc_reactor_submit(struct zc_reactor *reactor, const void *records, uint64_t length);
 
 /* Sends one frame with a payload by reference. `head` is the encoded frame header and msgpack header, whose payload_length is the sum of
  * the buffers; the reactor cuts it into chunks, pads, and maps as the peer asked. Small frames pass between the chunks, and so

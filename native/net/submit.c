@@ -95,45 +95,20 @@ static void send_run(struct zc_reactor *r, struct zc_connection *c, struct iovec
     }
 }
 
-struct record {
-    uint64_t connection;
-    uint32_t length, shape;
-};
-
-/* Makes what is left to be made of a frame. False if there is no room for it. */
-static bool complete(const struct record *record, unsigned char *at) {
-    if (record->shape == ZC_SHAPE_OTHER)
-        return true;
-    bool call = record->shape < ZC_SHAPE_RESULT;
-    uint32_t sole = record->shape - (call ? ZC_SHAPE_CALL : ZC_SHAPE_RESULT), header = sole ? ZC_SOLE_SIZE + call : 0;
-    if (sole > ZC_SOLE_BUFFER || record->length < ZC_FRAME_SIZE + header)
-        return false;
-    struct zc_frame frame;
-    zc_frame_decode(at, &frame);
-    frame.kind = call ? ZC_REQUEST : ZC_RESPONSE;
-    uint32_t rest = record->length - ZC_FRAME_SIZE - header;
-    frame.header_length = sole ? header : rest;
-    frame.payload_length = sole ? rest : 0;
-    zc_frame_encode(&frame, at);
-    if (sole) {
-        at[ZC_FRAME_SIZE] = 0x91; /* of a call: an array of arguments around it */
-        zc_sole_encode(at + ZC_FRAME_SIZE + call, (unsigned char)sole, rest);
-    }
-    return true;
-}
-
-int zc_reactor_submit(struct zc_reactor *r, void *records, uint64_t length) {
-    unsigned char *at = records, *end = at + length;
+int zc_reactor_submit(struct zc_reactor *r, const void *records, uint64_t length) {
+    const unsigned char *at = records, *end = at + length;
     struct zc_connection *c = NULL;
     struct iovec vectors[RUN];
     uint64_t id = 0, now_ms = zc_reactor_clock_ms();
     int count = 0, failed = 0;
     pthread_mutex_lock(&r->lock);
     while (at < end) {
-        struct record record;
+        struct {
+            uint64_t connection;
+            uint32_t length, zero;
+        } record;
         if ((uint64_t)(end - at) < ZC_RECORD_SIZE ||
-            (memcpy(&record, at, ZC_RECORD_SIZE), record.length > (uint64_t)(end - at) - ZC_RECORD_SIZE) ||
-            !complete(&record, at + ZC_RECORD_SIZE)) {
+            (memcpy(&record, at, ZC_RECORD_SIZE), record.length > (uint64_t)(end - at) - ZC_RECORD_SIZE)) {
             failed = -EINVAL;
             break;
         }
@@ -144,7 +119,7 @@ int zc_reactor_submit(struct zc_reactor *r, void *records, uint64_t length) {
             id = record.connection;
             c = zc_reactor_find(r, id);
         }
-        vectors[count++] = (struct iovec){at + ZC_RECORD_SIZE, record.length};
+        vectors[count++] = (struct iovec){(void *)(at + ZC_RECORD_SIZE), record.length};
         at += ZC_RECORD_SIZE + record.length;
     }
     if (c && count)

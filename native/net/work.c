@@ -16,8 +16,9 @@
 
 #include "net/reactor_state.h"
 
-/* Sockets looked at in one round. */
-#define READY 256
+/* Sockets looked at in one round. So few that what they bring, and what is answered, stays in the cache until it is sent, and that who is
+ * answered first works while the others are: with 100 callers of 4 KiB on each side a tenth more calls than with all of them in a round. */
+#define READY 32
 /* Events after which a round ends although more is ready, so that the first replies do not wait for the last request. */
 #define ENOUGH 1024
 /* Bytes of large payloads after which a round ends: 0.1 to 0.2 ms of copying. A payload of several chunks that is handed over ends it, too,

@@ -118,19 +118,6 @@ static bool wait_for(struct zc_reactor *reactor, struct zc_reactor *other, uint8
     return false;
 }
 
-/* A record of which zc_reactor_submit makes the rest: method and stream, room for a sole header, then header or payload. */
-static int submit_shape(struct zc_reactor *reactor, uint64_t connection, uint32_t shape, uint32_t room, const char *rest) {
-    unsigned char record[ZC_RECORD_SIZE + ZC_FRAME_SIZE + 64] = {0};
-    uint32_t length = ZC_FRAME_SIZE + room + (uint32_t)strlen(rest);
-    struct zc_frame frame = {.stream = 7, .method = shape < ZC_SHAPE_RESULT ? 3 : 0};
-    memcpy(record, &connection, 8);
-    memcpy(record + 8, &length, 4);
-    memcpy(record + 12, &shape, 4);
-    zc_frame_encode(&frame, record + ZC_RECORD_SIZE);
-    memcpy(record + ZC_RECORD_SIZE + ZC_FRAME_SIZE + room, rest, strlen(rest));
-    return zc_reactor_submit(reactor, record, ZC_RECORD_SIZE + length);
-}
-
 static void release(const struct zc_event *event) {
     zc_lease_release((struct zc_lease *)(uintptr_t)event->lease);
 }
@@ -1057,45 +1044,6 @@ static void a_forked_process_lets_go(uint32_t threaded) {
     free(source);
 }
 
-/* What one side submits by its shape arrives at the other with the same. */
-static void shapes_are_made_and_recognized(void) {
-    struct zc_map *map = new_map(64 * MIB);
-    struct zc_reactor *a = new_reactor(map, (struct zc_reactor_options){0}), *b = new_reactor(map, (struct zc_reactor_options){0});
-    int fds[2];
-    connect_tcp(fds);
-    uint64_t at_a = (uint64_t)zc_reactor_add(a, fds[0], 0);
-    CHECK(at_a > 0 && zc_reactor_add(b, fds[1], 0) > 0);
-    submit(a, at_a, hello, NULL, NULL);
-    struct seen seen;
-    for (uint32_t shape = ZC_SHAPE_CALL; shape <= ZC_SHAPE_RESULT_BUFFER; shape++) {
-        bool call = shape < ZC_SHAPE_RESULT, sole = shape != ZC_SHAPE_CALL && shape != ZC_SHAPE_RESULT;
-        CHECK(submit_shape(a, at_a, shape, sole ? ZC_SOLE_SIZE + call : 0, "sixteen bytes ..") == 0);
-        CHECK(wait_for(b, a, call ? ZC_REQUEST : ZC_RESPONSE, &seen));
-        const struct zc_event *event = &seen.event;
-        CHECK(event->shape == shape && event->stream == 7 && event->method == (call ? 3 : 0) && event->flags == 0);
-        CHECK(event->header_length == (sole ? ZC_SOLE_SIZE + (uint32_t)call : 16u) && event->payload_length == (sole ? 16u : 0u));
-        CHECK(event->body == event->header + event->header_length && event->end == event->body + event->payload_length);
-        CHECK(sole || memcmp(seen.header, "sixteen bytes ..", 16) == 0);
-    }
-    /* Near misses are told as what they are: another length, another place, another extension, one array too many or too few. */
-    unsigned char header[ZC_SOLE_SIZE + 2] = {0x91, 0x91};
-    for (int wrong = 0; wrong < 5; wrong++) {
-        zc_sole_encode(header + 1, wrong == 2 ? 3 : ZC_SOLE_BYTES, wrong == 0 ? 15 : 16);
-        header[4 + 7] = wrong == 1;
-        uint32_t length = ZC_SOLE_SIZE + (wrong != 3) + (wrong == 4);
-        struct zc_frame frame = {.kind = ZC_REQUEST, .stream = 1, .header_length = length, .payload_length = 16};
-        submit(a, at_a, frame, header + (wrong == 3), "sixteen bytes ..");
-        CHECK(wait_for(b, a, ZC_REQUEST, &seen) && seen.event.shape == ZC_SHAPE_CALL);
-    }
-    submit(a, at_a, (struct zc_frame){.kind = ZC_REQUEST, .stream = 1, .flags = ZC_FLAG_STREAM_IN}, NULL, NULL);
-    CHECK(wait_for(b, a, ZC_REQUEST, &seen) && seen.event.shape == ZC_SHAPE_OTHER && seen.event.flags == ZC_FLAG_STREAM_IN);
-    CHECK(submit_shape(a, at_a, ZC_SHAPE_RESULT_BUFFER + 1, 32, "") == -EINVAL);
-    CHECK(submit_shape(a, at_a, ZC_SHAPE_CALL_BUFFER, ZC_SOLE_SIZE, "") == -EINVAL);
-    zc_reactor_destroy(a);
-    zc_reactor_destroy(b);
-    zc_map_drop(map);
-}
-
 /* Both ends' congestion control as the reactor leaves it, for a connection to this address. False where the kernel has no bbr. */
 static bool left_with(in_addr_t at, char names[2][16]) {
     struct zc_map *map = new_map(64 * MIB);
@@ -1158,7 +1106,6 @@ static void wrong_arguments_are_refused(void) {
 int main(int argc, char **argv) {
     RUN(wrong_arguments_are_refused);
     RUN(connections_within_the_host_are_not_paced);
-    RUN(shapes_are_made_and_recognized);
     RUN(payloads_arrive_whole);
     RUN(small_frames_pass_between_chunks);
     RUN(a_forked_process_lets_go, 0);
