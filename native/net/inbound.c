@@ -62,6 +62,7 @@ static void small_frame(struct zc_turn *t, const struct zc_frame *frame, const u
     intake->stats->payload_bytes_copied += frame->payload_length;
     t->in->hello |= frame->kind == ZC_HELLO;
     t->in->expect = 0;
+    t->in->after_bulk = false;
 }
 
 /* Takes the frame that begins at `at`. Returns its length, or 0 if it is not all there, or a negative errno. */
@@ -190,7 +191,7 @@ static int64_t receive_frames(struct zc_turn *t) {
         return taken < 0 ? taken : in->starved ? -ENOBUFS : 1;
     }
     bool exact = t->mapping && in->expect > have, peek = t->mapping && !exact;
-    uint64_t room = exact ? in->expect - have : in->expect ? AFTER_PAYLOAD : ZC_TURN_BYTES;
+    uint64_t room = exact ? in->expect - have : in->after_bulk ? AFTER_PAYLOAD : ZC_TURN_BYTES;
     int64_t received = receive_bytes(t, at + have, room, peek ? MSG_PEEK : 0);
     if (received < 0)
         return received == -EAGAIN ? 0 : received;

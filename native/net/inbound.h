@@ -41,10 +41,11 @@ struct zc_incoming {
 struct zc_inbound {
     unsigned char *stash; /* an unfinished small frame, or the unfinished header of a large one */
     uint32_t stash_length, stash_capacity;
-    uint32_t expect;               /* bytes that can be received without running into a payload, which is likely to follow; 0: unknown */
+    uint32_t expect;               /* bytes that can be received without running into a payload; 0: unknown, look first */
     uint32_t low_water;            /* SO_RCVLOWAT as set */
     bool local;                    /* the peer is in this host; never changes */
     bool preface, hello;           /* have come */
+    bool after_bulk;               /* the last frame ended a payload over ZC_TURN_BYTES: another is likely */
     bool starved;                  /* waits for memory: the frame that needs it is in the stash */
     struct zc_incoming *receiving; /* whose bytes come next */
     struct zc_incoming *chunked;   /* between two chunks, or the same as receiving */
