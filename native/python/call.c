@@ -17,7 +17,9 @@ enum { NEW, WAITING, WITHIN, OVER };
 /* ---- as a coroutine: PYGEN_* of the protocol of PyIter_Send ---- */
 
 static PySendResult forward(struct call *call, PyObject *sent, PyObject **out) {
-    PySendResult how = PyIter_Send(call->inner, sent, out);
+    PyObject *inner = Py_NewRef(call->inner); /* what runs in it may close the call */
+    PySendResult how = PyIter_Send(inner, sent, out);
+    Py_DECREF(inner);
     if (how != PYGEN_NEXT) {
         call->state = OVER;
         Py_CLEAR(call->inner);
@@ -28,8 +30,11 @@ static PySendResult forward(struct call *call, PyObject *sent, PyObject **out) {
 /* Channel.call does it. `failed`: connection and error of a first attempt, or None. */
 static PySendResult delegate(struct call *call, PyObject *failed, PyObject **out) {
     *out = NULL;
-    call->inner = PyObject_CallMethod(call->channel, "call", "OOOOOOOOOO", call->name, call->arguments, call->keywords, call->until,
-                                      call->converter, call->idempotent, call->wait_for_ready, call->metadata, call->reader, failed);
+    if (call->keywords == Py_None)
+        zc_replace(&call->keywords, PyDict_New());
+    if (call->keywords)
+        call->inner = PyObject_CallMethod(call->channel, "call", "OOOOOOOOOO", call->name, call->arguments, call->keywords, call->until,
+                                          call->converter, call->idempotent, call->wait_for_ready, call->metadata, call->reader, failed);
     call->state = call->inner ? WITHIN : OVER;
     return call->inner ? forward(call, Py_None, out) : PYGEN_ERROR;
 }
@@ -73,10 +78,18 @@ static PySendResult start(struct call *call, PyObject **out) {
     return PYGEN_NEXT;
 }
 
+static PySendResult fail(struct call *call, PyObject *error, PyObject **out);
+
 /* The answer is there. */
 static PySendResult conclude(struct call *call, PyObject **out) {
     PyObject *value = zc_pending_outcome(call->pending), *exact = NULL;
-    if (value && call->converter != Py_None && !(exact = PyObject_GetAttr(call->converter, zc_names.exact)))
+    if (!value) { /* whoever drives it sends None where a task throws */
+        PyObject *error = zc_raised();
+        PySendResult how = fail(call, error, out);
+        Py_DECREF(error);
+        return how;
+    }
+    if (call->converter != Py_None && !(exact = PyObject_GetAttr(call->converter, zc_names.exact)))
         Py_CLEAR(value);
     if (exact && exact != (PyObject *)Py_TYPE(value))
         zc_replace(&value,
@@ -88,9 +101,16 @@ static PySendResult conclude(struct call *call, PyObject **out) {
     return value ? PYGEN_RETURN : PYGEN_ERROR;
 }
 
+/* What the garbage collector has taken apart is over. */
+static char state_of(struct call *call) {
+    if (!call->channel)
+        call->state = OVER;
+    return call->state;
+}
+
 static PySendResult send(struct call *call, PyObject *sent, PyObject **out) {
     *out = NULL;
-    switch (call->state) {
+    switch (state_of(call)) {
     case NEW:
         if (sent == Py_None)
             return start(call, out);
@@ -129,7 +149,7 @@ static int is_repeatable(struct call *call, PyObject *error) {
 
 /* It was thrown `error`, which is what the call failed with, or what its task was cancelled with. */
 static PySendResult fail(struct call *call, PyObject *error, PyObject **out) {
-    PyObject *failed = PyTuple_Pack(2, (PyObject *)call->pending->connection, error);
+    PyObject *connection = (PyObject *)call->pending->connection, *failed = PyTuple_Pack(2, connection ? connection : Py_None, error);
     *out = NULL;
     int again = !failed || let_go(call) ? -1 : is_repeatable(call, error);
     PySendResult how = again > 0 ? delegate(call, failed, out) : PYGEN_ERROR;
@@ -154,7 +174,7 @@ static PyObject *as_exception(PyObject *type, PyObject *value, PyObject *trace) 
 
 static PySendResult throw_into(struct call *call, PyObject *error, PyObject **out) {
     *out = NULL;
-    if (call->state == WAITING)
+    if (state_of(call) == WAITING)
         return fail(call, error, out);
     if (call->state == WITHIN) {
         *out = PyObject_CallMethod(call->inner, "throw", "O", error);
@@ -204,7 +224,7 @@ static PyObject *next(struct call *call) {
 }
 
 static PyObject *close_method(struct call *call, PyObject *Py_UNUSED(ignored)) {
-    if (call->state == WAITING && let_go(call))
+    if (state_of(call) == WAITING && let_go(call))
         return NULL;
     PyObject *inner = call->inner;
     call->state = OVER;
@@ -238,6 +258,7 @@ static void abandon(struct call *call) {
 ZC_COLLECTED(call, OBJECTS, (void)0)
 
 static void end_call(struct call *call) {
+    PyObject_GC_UnTrack(call); /* `abandon` runs Python, and so perhaps the garbage collector, which must not meet it half dead */
     if (call->name && (call->state == NEW || call->state == WAITING))
         abandon(call);
     dealloc_call(call);

@@ -164,6 +164,18 @@ static inline int zc_done(PyObject *result) {
     return 0;
 }
 
+/* The exception that is set, which is set no longer. */
+static inline PyObject *zc_raised(void) {
+    PyObject *type, *error, *trace;
+    PyErr_Fetch(&type, &error, &trace);
+    PyErr_NormalizeException(&type, &error, &trace);
+    if (trace)
+        PyException_SetTraceback(error, trace);
+    Py_XDECREF(type);
+    Py_XDECREF(trace);
+    return error;
+}
+
 /* What a type does for the garbage collector, from the list of its members that are objects. `end` is done when one dies. */
 #define ZC_VISIT(name) Py_VISIT(self->name);
 #define ZC_CLEAR(name) Py_CLEAR(self->name);

@@ -42,7 +42,7 @@ static int finish(struct pending *p, char state, PyObject *value) {
     struct reactor *r = reactor_of(p);
     if (!r)
         return -1;
-    if (r->dispatching && r->answered && state != CANCELLED)
+    if (r->dispatching && r->answered && PyList_Check(r->answered) && state != CANCELLED)
         return PyList_Append(r->answered, (PyObject *)p);
     PyObject *callback = p->callback, *context = p->context;
     p->callback = p->context = NULL;

@@ -113,15 +113,9 @@ static int other(struct reactor *r, PyObject *connection, const struct zc_event 
 static int give_up(struct reactor *r, PyObject *connection, const struct zc_event *event) {
     if (!PyErr_ExceptionMatches(PyExc_Exception))
         return -1;
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
-    PyErr_NormalizeException(&type, &value, &trace);
-    if (trace)
-        PyException_SetTraceback(value, trace);
-    int failed = zc_done(PyObject_CallMethod((PyObject *)r, "give_up", "OIO", connection, event->kind, value));
-    Py_XDECREF(type);
-    Py_XDECREF(value);
-    Py_XDECREF(trace);
+    PyObject *error = zc_raised();
+    int failed = zc_done(PyObject_CallMethod((PyObject *)r, "give_up", "OIO", connection, event->kind, error));
+    Py_DECREF(error);
     if (failed && PyErr_ExceptionMatches(PyExc_Exception)) {
         PyErr_WriteUnraisable((PyObject *)r);
         failed = 0;

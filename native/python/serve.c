@@ -120,14 +120,8 @@ int zc_reply(struct connection *c, uint32_t stream, PyObject *served, PyObject *
 int zc_fail(struct connection *c, uint32_t stream, PyObject *served) {
     if (!PyErr_ExceptionMatches(PyExc_Exception) && !PyErr_ExceptionMatches(zc_names.cancelled_error))
         return -1;
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
-    PyErr_NormalizeException(&type, &value, &trace);
-    if (trace)
-        PyException_SetTraceback(value, trace);
-    int failed = zc_done(PyObject_CallMethod((PyObject *)c, "fail_with", "IOO", stream, value, served));
-    Py_XDECREF(type);
-    Py_XDECREF(value);
-    Py_XDECREF(trace);
+    PyObject *error = zc_raised();
+    int failed = zc_done(PyObject_CallMethod((PyObject *)c, "fail_with", "IOO", stream, error, served));
+    Py_DECREF(error);
     return failed;
 }
