@@ -55,6 +55,7 @@ static int connect_pair(struct pair *pair) {
         failed = -errno;
     if (listener >= 0)
         close(listener);
+    zc_unpace(pair->sender); /* as the reactor does */
     return failed;
 }
 

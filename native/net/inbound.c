@@ -8,8 +8,11 @@
  * the other half while we take this one. */
 #define LOW_WATER_FROM (128u << 10)
 #define LOW_WATER_MOST (512u << 10)
+/* The same for an end that is waited for awake (work.c), so that less is left to be copied when the sender is through. */
+#define LOW_WATER_ENDING (256u << 10)
 
-/* Bytes of small frames that are received along with the end of a payload, to save the next receive. */
+/* Bytes of small frames that are received along with the end of a payload, to save the next receive; and all that is received into the batch
+ * where another payload is likely, for what is there of one has to be moved to its place. */
 #define AFTER_PAYLOAD 4096u
 
 bool zc_intake_room(const struct zc_intake *intake) {
@@ -59,6 +62,7 @@ static void small_frame(struct zc_turn *t, const struct zc_frame *frame, const u
     intake->stats->payload_bytes_copied += frame->payload_length;
     t->in->hello |= frame->kind == ZC_HELLO;
     t->in->expect = 0;
+    t->in->after_bulk = false;
 }
 
 /* Takes the frame that begins at `at`. Returns its length, or 0 if it is not all there, or a negative errno. */
@@ -153,7 +157,8 @@ static int64_t digest(struct zc_turn *t, uint64_t n, bool stop) {
 /* ---- receiving ---- */
 
 static void low_water(struct zc_turn *t, uint64_t missing) {
-    uint32_t bytes = missing < LOW_WATER_FROM ? 1 : missing < LOW_WATER_MOST ? (uint32_t)missing : LOW_WATER_MOST;
+    uint32_t most = zc_inbound_ending(t->in) ? LOW_WATER_ENDING : LOW_WATER_MOST;
+    uint32_t bytes = missing < LOW_WATER_FROM ? 1 : missing < most ? (uint32_t)missing : most;
     if (t->in->low_water == bytes || (bytes == 1 && t->in->low_water == 0))
         return;
     t->in->low_water = bytes;
@@ -186,7 +191,7 @@ static int64_t receive_frames(struct zc_turn *t) {
         return taken < 0 ? taken : in->starved ? -ENOBUFS : 1;
     }
     bool exact = t->mapping && in->expect > have, peek = t->mapping && !exact;
-    uint64_t room = exact ? in->expect - have : ZC_TURN_BYTES;
+    uint64_t room = exact ? in->expect - have : in->after_bulk ? AFTER_PAYLOAD : ZC_TURN_BYTES;
     int64_t received = receive_bytes(t, at + have, room, peek ? MSG_PEEK : 0);
     if (received < 0)
         return received == -EAGAIN ? 0 : received;
@@ -305,6 +310,11 @@ bool zc_inbound_unfinished(const struct zc_inbound *in) {
 
 bool zc_inbound_bulky(const struct zc_inbound *in) {
     return in->chunked || (in->receiving && in->receiving->chunk_left >= ZC_BULK_FROM);
+}
+
+bool zc_inbound_ending(const struct zc_inbound *in) {
+    const struct zc_incoming *incoming = in->receiving;
+    return in->local && incoming && incoming->received + incoming->chunk_left == incoming->frame.payload_length;
 }
 
 static void free_incoming(struct zc_incoming *incoming) {

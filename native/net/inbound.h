@@ -43,7 +43,9 @@ struct zc_inbound {
     uint32_t stash_length, stash_capacity;
     uint32_t expect;               /* bytes that can be received without running into a payload; 0: unknown, look first */
     uint32_t low_water;            /* SO_RCVLOWAT as set */
+    bool local;                    /* the peer is in this host; never changes */
     bool preface, hello;           /* have come */
+    bool after_bulk;               /* the last frame ended a payload over ZC_TURN_BYTES: another is likely */
     bool starved;                  /* waits for memory: the frame that needs it is in the stash */
     struct zc_incoming *receiving; /* whose bytes come next */
     struct zc_incoming *chunked;   /* between two chunks, or the same as receiving */
@@ -72,6 +74,7 @@ int zc_inbound_turn(struct zc_inbound *in, struct zc_intake *intake, struct zc_n
                     enum zc_close *reason);
 bool zc_inbound_unfinished(const struct zc_inbound *in); /* half a frame is here */
 bool zc_inbound_bulky(const struct zc_inbound *in);      /* in the middle of a large payload */
+bool zc_inbound_ending(const struct zc_inbound *in);     /* in the last chunk of one that comes from this host */
 void zc_inbound_free(struct zc_inbound *in);
 
 #endif

@@ -52,6 +52,25 @@ uint32_t zc_whole_pages(int fd) {
     return (uint32_t)segment / ZC_PAGE * ZC_PAGE;
 }
 
+bool zc_is_local(int fd) {
+    struct sockaddr_storage own, peer;
+    socklen_t own_size = sizeof own, peer_size = sizeof peer;
+    if (getsockname(fd, (struct sockaddr *)&own, &own_size) || getpeername(fd, (struct sockaddr *)&peer, &peer_size) ||
+        own.ss_family != peer.ss_family)
+        return false;
+    if (own.ss_family == AF_INET)
+        return ((struct sockaddr_in *)&own)->sin_addr.s_addr == ((struct sockaddr_in *)&peer)->sin_addr.s_addr;
+    return own.ss_family == AF_INET6 &&
+           memcmp(&((struct sockaddr_in6 *)&own)->sin6_addr, &((struct sockaddr_in6 *)&peer)->sin6_addr, sizeof(struct in6_addr)) == 0;
+}
+
+void zc_unpace(int fd) {
+    char name[16] = ""; /* TCP_CA_NAME_MAX */
+    socklen_t size = sizeof name;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &size) == 0 && strncmp(name, "bbr", 3) == 0)
+        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4); /* every kernel has it, and lets everybody have it */
+}
+
 bool zc_outbound_empty(const struct zc_outbound *out) {
     return out->small_begin == out->small_end && !out->first;
 }

@@ -77,6 +77,11 @@ ssize_t zc_send_vectors(int fd, struct iovec *vectors, int count, int flags);
 /* Bytes of the whole pages that fit a segment of this connection; 0: not even one. It grows with the peer's window. */
 uint32_t zc_whole_pages(int fd);
 
+/* Both ends of a TCP connection have the same address: its peer is in this host. */
+bool zc_is_local(int fd);
+/* Takes such a connection off congestion control that paces (bbr): a timer every few packets, where nothing is congested. */
+void zc_unpace(int fd);
+
 void zc_outbound_init(struct zc_outbound *out);
 void zc_outbound_free(struct zc_outbound *out);
 bool zc_outbound_empty(const struct zc_outbound *out); /* nothing waits to be sent */

@@ -148,6 +148,7 @@ void zc_payload_arrived(struct zc_turn *t, uint64_t n) {
         return;
     in->receiving = NULL;
     in->expect = ZC_FRAME_SIZE;
+    in->after_bulk = incoming->frame.payload_length > ZC_TURN_BYTES;
     if (incoming->received == incoming->frame.payload_length)
         finish_payload(t, incoming);
 }

@@ -225,6 +225,9 @@ int64_t zc_reactor_add(struct zc_reactor *r, int fd, int mapping) {
     bool tcp = setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) == 0;
     c->mapping = mapping && tcp && r->options.receive != ZC_RECEIVE_COPY;
     zc_outbound_init(&c->out);
+    c->in.local = zc_is_local(fd);
+    if (c->in.local)
+        zc_unpace(fd);
     if (tcp && setsockopt(fd, SOL_SOCKET, SO_ZEROCOPY, &on, sizeof on) == 0)
         c->out.segment = zc_whole_pages(fd);
     c->out.progress_ms = zc_reactor_clock_ms();

@@ -36,6 +36,8 @@ struct zc_reactor {
     uint32_t rounds;  /* of feeding them */
     int left;         /* where in the list of ready sockets the next round begins */
     uint64_t bulk_turns;
+    uint32_t asleep; /* so many ends of payloads are still to be waited for asleep */
+    bool ending;     /* some connection was left in the last chunk of a payload from this host */
     bool bulk_waits; /* no connection in the middle of a large payload had a turn in the last round, though some were ready */
 
     /* Shared; the mutex guards these and the outbound half of every connection. */

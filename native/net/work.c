@@ -7,9 +7,11 @@
  * While there is nothing but large payloads, and nothing to tell of them, round follows round, up to ALONE_BULK bytes: a turn of the event
  * loop costs a tenth of what receiving a chunk does. */
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "net/reactor_state.h"
@@ -26,6 +28,12 @@
 #define ALONE_BULK (4 * ROUND_BULK)
 /* Stalled connections are looked for this often. */
 #define SWEEP_MS 500
+
+/* The last chunk of a payload from this host is waited for awake, once some of it is here: the sender is copying the rest on another core, at
+ * gigabytes a second, and going to sleep takes about as long, and costs the sender a wake-up. Where it does not come in time (the sender was
+ * preempted, or is this very thread) the next ones are waited for asleep. */
+#define AWAKE_NS 100000u
+#define ASLEEP 32
 
 static void doom(struct zc_reactor *r, struct zc_connection *c, enum zc_close reason, int error) {
     pthread_mutex_lock(&r->lock);
@@ -54,6 +62,7 @@ static void turn(struct zc_reactor *r, struct zc_connection *c) {
     int failed = zc_inbound_turn(&c->in, &r->intake, c->cradle->nursery, c->id, c->fd, c->mapping, &reason);
     atomic_store_explicit(&c->in.progress_ms, r->now_ms, memory_order_relaxed);
     bool waits = failed == -ENOBUFS;
+    r->ending |= !failed && zc_inbound_ending(&c->in);
     if (waits != c->waits_for_memory)
         set_waiting(r, c, waits);
     if (failed && !waits)
@@ -254,12 +263,36 @@ static bool attend_others(struct zc_reactor *r, const struct epoll_event *ready,
     return woken;
 }
 
+static uint64_t clock_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* Ready sockets, as epoll_wait; where a payload is about to end, not before it has or AWAKE_NS are over. */
+static int wait_for_sockets(struct zc_reactor *r, struct epoll_event *ready, int timeout_ms) {
+    int n = epoll_wait(r->epoll_fd, ready, READY, timeout_ms);
+    bool ending = r->ending && n == 0;
+    r->ending = false;
+    if (!ending || r->asleep) {
+        r->asleep -= ending;
+        return n;
+    }
+    uint64_t end = clock_ns() + AWAKE_NS;
+    do {
+        sched_yield(); /* to the sender, where it has no other core */
+        n = epoll_wait(r->epoll_fd, ready, READY, 0);
+    } while (n == 0 && clock_ns() < end);
+    r->asleep = n ? 0 : ASLEEP;
+    return n;
+}
+
 /* 0 or a negative errno. */
 static int round_of_work(struct zc_reactor *r, int timeout_ms) {
     struct epoll_event ready[READY];
     struct zc_intake *intake = &r->intake;
     intake->bulk = 0;
-    int n = epoll_wait(r->epoll_fd, ready, READY, timeout_ms);
+    int n = wait_for_sockets(r, ready, timeout_ms);
     if (n < 0 && errno != EINTR)
         return -errno;
     r->now_ms = zc_reactor_clock_ms();
@@ -291,6 +324,7 @@ int64_t zc_reactor_work(struct zc_reactor *r, uint32_t index, int timeout_ms) {
     intake->events = 0;
     intake->used = 0;
     uint64_t alone = 0;
+    r->ending = false;
     do {
         int failed = round_of_work(r, timeout_ms);
         if (failed)

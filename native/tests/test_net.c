@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -44,9 +45,9 @@ static struct zc_reactor *new_reactor(struct zc_map *map, struct zc_reactor_opti
     return reactor;
 }
 
-/* A connected pair over loopback: [0] is the side that accepted. */
-static void connect_tcp(int fds[2]) {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+/* A connected pair over loopback: [0] is the side that accepted, at this address. */
+static void connect_tcp_at(in_addr_t at, int fds[2]) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(at)};
     socklen_t size = sizeof address;
     int listener = socket(AF_INET, SOCK_STREAM, 0);
     CHECK(bind(listener, (struct sockaddr *)&address, size) == 0 && listen(listener, 1) == 0);
@@ -56,6 +57,10 @@ static void connect_tcp(int fds[2]) {
     fds[0] = accept(listener, NULL, NULL);
     CHECK(fds[0] >= 0);
     close(listener);
+}
+
+static void connect_tcp(int fds[2]) {
+    connect_tcp_at(INADDR_LOOPBACK, fds);
 }
 
 static uint64_t put_frame(unsigned char *at, struct zc_frame frame, const void *header, const void *payload) {
@@ -547,10 +552,17 @@ static void rounds_follow_each_other_while_nothing_is_small(void) {
     end_crowd(&crowd);
 }
 
-static unsigned yields;
+static _Atomic unsigned yields;
+static int sends_on_yield = -1; /* what is left of `payload_left` */
+static uint64_t payload_left;
 
 int sched_yield(void) { /* instead of libc's */
+    static const unsigned char payload[64 * 1024];
     yields++;
+    if (sends_on_yield >= 0 && payload_left) {
+        CHECK(send(sends_on_yield, payload, payload_left, 0) == (ssize_t)payload_left);
+        payload_left = 0;
+    }
     return 0;
 }
 
@@ -581,6 +593,45 @@ static void what_is_submitted_beside_large_payloads_yields(void) {
     CHECK_EQUAL(yields, 1);
     close(ends[0]);
     close(ends[1]);
+    zc_reactor_destroy(server);
+    zc_map_drop(map);
+}
+
+/* Announces a payload of which 64 KiB are missing, and polls once, while a yield of the reactor sends them if `on_yield`. Events of that poll. */
+static uint32_t poll_before_the_end(struct zc_reactor *server, int end, int accepted, bool on_yield) {
+    static unsigned char request[ZC_FRAME_SIZE + 36 * 1024];
+    payload_left = 64 * 1024;
+    put_frame(request, (struct zc_frame){.kind = ZC_REQUEST, .payload_length = sizeof request - ZC_FRAME_SIZE + payload_left}, NULL, NULL);
+    CHECK(send(end, request, sizeof request, 0) == sizeof request);
+    CHECK(poll(&(struct pollfd){accepted, POLLIN, 0}, 1, 1000) == 1);
+    sends_on_yield = on_yield ? end : -1;
+    uint32_t events = (uint32_t)zc_reactor_poll(server, 0);
+    sends_on_yield = end;
+    return events;
+}
+
+static void the_end_of_a_payload_is_waited_for_awake(void) {
+    struct zc_map *map = new_map(64 * MIB);
+    struct zc_reactor *server = new_reactor(map, (struct zc_reactor_options){.receive = ZC_RECEIVE_COPY});
+    uint64_t connection;
+    struct seen seen;
+    int accepted, end = join_raw(server, &connection, &accepted);
+    CHECK(wait_for(server, NULL, ZC_HELLO, &seen));
+    for (int i = 0; i < 3; i++) {
+        CHECK_EQUAL(poll_before_the_end(server, end, accepted, true), 1);
+        const struct zc_event *event = &zc_reactor_batch(server, 0)->events[0];
+        CHECK(event->kind == ZC_REQUEST && event->payload_length == 100 * 1024 && event->lease);
+        release(event);
+    }
+    CHECK_EQUAL(poll_before_the_end(server, end, accepted, false), 0); /* it does not come … */
+    sched_yield();
+    CHECK(wait_for(server, NULL, ZC_REQUEST, &seen));
+    release(&seen.event);
+    unsigned before = yields; /* … so the next one is not waited for */
+    CHECK_EQUAL(poll_before_the_end(server, end, accepted, true), 0);
+    CHECK_EQUAL(yields, before);
+    sends_on_yield = -1;
+    close(end);
     zc_reactor_destroy(server);
     zc_map_drop(map);
 }
@@ -993,6 +1044,34 @@ static void a_forked_process_lets_go(uint32_t threaded) {
     free(source);
 }
 
+/* Both ends' congestion control as the reactor leaves it, for a connection to this address. False where the kernel has no bbr. */
+static bool left_with(in_addr_t at, char names[2][16]) {
+    struct zc_map *map = new_map(64 * MIB);
+    struct zc_reactor *reactor = new_reactor(map, (struct zc_reactor_options){0});
+    int fds[2];
+    bool there = true;
+    connect_tcp_at(at, fds);
+    for (int i = 0; i < 2; i++) {
+        there = there && setsockopt(fds[i], IPPROTO_TCP, TCP_CONGESTION, "bbr", 3) == 0;
+        CHECK(zc_reactor_add(reactor, fds[i], 0) > 0);
+        CHECK(getsockopt(fds[i], IPPROTO_TCP, TCP_CONGESTION, names[i], &(socklen_t){16}) == 0);
+    }
+    zc_reactor_destroy(reactor);
+    zc_map_drop(map);
+    return there;
+}
+
+static void connections_within_the_host_are_not_paced(void) {
+    char names[2][16] = {"", ""};
+    if (!left_with(INADDR_LOOPBACK, names)) {
+        printf("no bbr here\n");
+        return;
+    }
+    CHECK(strcmp(names[0], "reno") == 0 && strcmp(names[1], "reno") == 0);
+    CHECK(left_with(INADDR_LOOPBACK + 1, names)); /* the ends' addresses differ, as those of two hosts do */
+    CHECK(strcmp(names[0], "bbr") == 0 && strcmp(names[1], "bbr") == 0);
+}
+
 static void wrong_arguments_are_refused(void) {
     struct zc_map *map = new_map(64 * MIB);
     struct zc_reactor *reactor;
@@ -1026,6 +1105,7 @@ static void wrong_arguments_are_refused(void) {
 
 int main(int argc, char **argv) {
     RUN(wrong_arguments_are_refused);
+    RUN(connections_within_the_host_are_not_paced);
     RUN(payloads_arrive_whole);
     RUN(small_frames_pass_between_chunks);
     RUN(a_forked_process_lets_go, 0);
@@ -1036,6 +1116,7 @@ int main(int argc, char **argv) {
     RUN(what_is_sent_in_a_round_is_bounded);
     RUN(rounds_follow_each_other_while_nothing_is_small);
     RUN(what_is_submitted_beside_large_payloads_yields);
+    RUN(the_end_of_a_payload_is_waited_for_awake);
     RUN(nobody_starves_in_a_flood);
     RUN(requests_follow_each_other, ZC_RECEIVE_COPY, false);
     RUN(requests_follow_each_other, ZC_RECEIVE_ZEROCOPY, true);
