@@ -1,6 +1,8 @@
 """Backoff, budget and choice by themselves, and which calls are made again."""
 
 import asyncio
+import gc
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -438,3 +440,29 @@ async def test_streams_wait_for_the_connection(serving: Serving) -> None:
         await client.close()
         with pytest.raises(zcrpc.Unavailable, match="client was closed"):
             await anext(log.tail(1))
+
+
+class Failing(zcrpc.Service):
+    @zcrpc.method
+    async def fail(self, value: Any) -> None:
+        raise zcrpc.NotFound(str(value))
+
+
+@pytest.mark.parametrize("argument", [1, [b"long" * 1000]], ids=["in C", "in Python"])
+@pytest.mark.parametrize("idempotent", [False, True])
+async def test_what_a_call_failed_with_needs_no_garbage_collector(
+    serving: Serving, argument: Any, idempotent: bool
+) -> None:
+    retries = zcrpc.Retries(attempts=2, statuses=frozenset({Status.NOT_FOUND}), backoff=FAST)
+    async with serving(Failing()) as (_, address), zcrpc.connect(address, retries=retries) as client:
+        gc.disable()
+        try:
+            with pytest.raises(zcrpc.NotFound) as caught:
+                await client.call("Failing.fail", argument, idempotent=idempotent)
+            error = weakref.ref(caught.value)
+            del caught
+            await asyncio.sleep(0)  # the task was woken with it
+            assert error() is None
+        finally:
+            gc.enable()
+        assert client.stats().requests == 1 + idempotent

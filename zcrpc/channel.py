@@ -352,38 +352,38 @@ class Channel:
     ) -> Any:
         """One call, from encoding to the converted result, made again as often as `Retries` says. sent_along: its
         metadata. reader: is told what came with the answer. failed: what a first attempt failed with, and where."""
-        again = failure = None
-        if failed is not None:
-            connection, failure = failed
-        else:
-            connection = self.only or await self.connected(until, wait_for_ready)
+        again = None
         buffers = VIEWS if result is not None and result.views else BYTES
-        while True:
-            if failure is not None:
-                assert self.retries is not None
-                again = again or Again(self, self.retries, until, idempotent)
-                connection = await again.connection(failure, connection)
-            try:
-                if connection.is_full():
-                    await connection.turn_to_call(until)
-                pending = connection.begin_call(name, arguments, keywords, sent_along, reader, until, buffers)
+        try:
+            connection = failed[0] if failed is not None else self.only or await self.connected(until, wait_for_ready)
+            while True:
+                if failed is not None:
+                    assert self.retries is not None
+                    again = again or Again(self, self.retries, until, idempotent)
+                    connection = await again.connection(failed[1], connection)
                 try:
-                    value = await pending
-                except BaseException:
-                    connection.failed(pending)
-                    raise
-                if result is None or type(value) is result.exact:
-                    return value
-                return connection.converted(name, value, result)
-            except TypeError:
-                if not any(map(is_stream, (*arguments, *keywords.values()))):
-                    raise
-                break
-            except ZcrpcError as error:
-                # Items can be produced only once.
-                if self.retries is None or any(map(is_stream, (*arguments, *keywords.values()))):
-                    raise
-                failure = error
+                    if connection.is_full():
+                        await connection.turn_to_call(until)
+                    pending = connection.begin_call(name, arguments, keywords, sent_along, reader, until, buffers)
+                    try:
+                        value = await pending
+                    except BaseException:
+                        connection.failed(pending)
+                        raise
+                    if result is None or type(value) is result.exact:
+                        return value
+                    return connection.converted(name, value, result)
+                except TypeError:
+                    if not any(map(is_stream, (*arguments, *keywords.values()))):
+                        raise
+                    break
+                except ZcrpcError as error:
+                    # Items can be produced only once.
+                    if self.retries is None or any(map(is_stream, (*arguments, *keywords.values()))):
+                        raise
+                    failed = connection, error
+        finally:
+            failed = None  # its traceback leads here
         arguments, keywords, items = split(arguments, keywords)
         return await connection.call_with_items(name, arguments, keywords, items, until, result, sent_along, reader)
 
@@ -454,33 +454,39 @@ class Again:
 
     async def connection(self, error: ZcrpcError, failed: ClientConnection) -> ClientConnection:
         """The connection to try next, when it is time. Raises the error if the call may not be made again."""
+        channel = self._channel
+        try:
+            pause = self._pause(error, failed)
+            if pause is None or (self._until is not None and channel.loop.time() + pause >= self._until):
+                raise error
+            _log.debug("%s: made again: %s", failed, error.message)
+            if pause:
+                await asyncio.sleep(pause)
+            try:
+                limit = channel.loop.time() + self._retries.patience if self._until is None else self._until
+                return await channel.wait(limit, wait_for_ready=True, avoid=failed)
+            except DeadlineExceeded:
+                if self._until is None:
+                    raise error from None
+                raise
+        finally:
+            del error  # its traceback leads here
+
+    def _pause(self, error: ZcrpcError, failed: ClientConnection) -> float | None:
+        """Seconds before the next attempt; None: there must be none."""
         channel, retries = self._channel, self._retries
         if channel.is_closed:
-            raise error
+            return None
         gone = failed.ended is not None or failed.draining is not None
         if error.unprocessed and (gone or error.status is Status.UNAVAILABLE) and self._moves < _MOVES:
             self._moves += 1
-            pause = 0.0 if gone else retries.backoff.delay(self._moves)
-        elif self._idempotent and error.status in retries.statuses and self._attempts < retries.attempts:
-            if not channel.may_retry():
-                raise error
-            pause = 0.0 if gone and self._attempts == 1 else retries.backoff.delay(self._attempts)
-            self._attempts += 1
-        else:
-            raise error
-        _log.debug("%s: made again: %s", failed, error.message)
-        now = channel.loop.time()
-        if self._until is not None and now + pause >= self._until:
-            raise error
-        if pause:
-            await asyncio.sleep(pause)
-        try:
-            limit = channel.loop.time() + retries.patience if self._until is None else self._until
-            return await channel.wait(limit, wait_for_ready=True, avoid=failed)
-        except DeadlineExceeded:
-            if self._until is None:
-                raise error from None
-            raise
+            return 0.0 if gone else retries.backoff.delay(self._moves)
+        if not (self._idempotent and error.status in retries.statuses and self._attempts < retries.attempts):
+            return None
+        if not channel.may_retry():
+            return None
+        self._attempts += 1
+        return 0.0 if gone and self._attempts == 2 else retries.backoff.delay(self._attempts - 1)
 
 
 def _unprocessed(error: ZcrpcError) -> ZcrpcError:
