@@ -1,7 +1,8 @@
 """The serving end of a connection: calls come in, handlers run, results go out.
 
-A call's way is short and all in one place, `ServerConnection.request`: decode, bind, run the handler's first step,
-encode, append. Only a handler that suspends is given a `Call`, which the tables of its connection know.
+A call's way is short: decode, bind, run the handler's first step, encode, append. The commonest calls go it in C, see
+native/python/serve.c, all others in `ServerConnection.begin` and `reply`. Only a handler that suspends is given a
+`Call`, which the tables of its connection know.
 """
 
 from __future__ import annotations
