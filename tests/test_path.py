@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from raw_peer import ERROR, REQUEST, RESPONSE
 
 import zcrpc
+from zcrpc import _path
 from zcrpc._path import Pending
 from zcrpc.calling import ClientConnection
 from zcrpc.codec import BYTES, COPY_BELOW, INLINE_BELOW, VIEWS, Codec
@@ -327,3 +328,7 @@ def test_results_are_written_as_the_codec_writes_them(stand: Stand, result: Any)
     (frame,) = stand.serve("give", b"", b"", long=False)
     assert frame.kind == (ERROR if expected is None else RESPONSE)
     assert expected is None or (frame.header, frame.payload) == expected
+
+
+def test_both_ways_put_the_same_bytes_into_headers() -> None:
+    assert _path.INLINE_BELOW == INLINE_BELOW

@@ -18,6 +18,7 @@ from zcrpc.errors import ZcrpcError
 from zcrpc.metadata import Metadata
 from zcrpc.streams import Sender, Streams
 
+INLINE_BELOW: Final[int]  # of zcrpc.codec
 SUBMIT_FROM: Final[int]
 """Frames that are submitted without waiting for the rest."""
 

@@ -50,7 +50,7 @@ static int execute(PyObject *module) {
     zc_call_type = zc_pending_type ? add_type(module, &zc_call_spec) : NULL;
     PyTypeObject *verb = zc_call_type ? add_type(module, &zc_verb_spec) : NULL;
     zc_bound_type = verb ? add_type(module, &zc_bound_spec) : NULL;
-    return zc_bound_type && !PyModule_AddIntMacro(module, SUBMIT_FROM) ? 0 : -1;
+    return zc_bound_type && !PyModule_AddIntMacro(module, SUBMIT_FROM) && !PyModule_AddIntMacro(module, INLINE_BELOW) ? 0 : -1;
 }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, execute}, {0, NULL}};

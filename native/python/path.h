@@ -1,16 +1,22 @@
-/* The path of a small call, in C: the bases of three classes of Python's.
+/* The path of a small call, in C: the bases of two classes of Python's, and what callers hold.
  *
  *   zcrpc.reactor.Reactor         ← struct reactor      goes through a batch of events; gathers frames, and submits them
  *   zcrpc.connection.Connection   ← struct connection   what is looked at for each call
- *   (used as it is)                 struct pending      a call that waits for its answer, and the awaitable of who waits
+ *   (used as they are)              struct pending      a call that waits for its answer, as a future
+ *                                   struct call         what a caller awaits: a coroutine that makes one call, over a pending
+ *                                   struct verb         a method of a typed client, which makes such a coroutine
  *
  * What is here deals with the commonest shapes alone: calls and answers that are one buffer, or a few numbers and strings. For everything
  * else it calls methods that the classes in Python have, and those could do the commonest shapes too, with the same outcome. So a rule of
  * the protocol, a limit or an error is written down in Python; what is here, is here because it would be done a hundred thousand times a
  * second.
  *
+ *   serving    reactor.c a batch → serve.c a call comes in, its handler is begun → shape.c its result goes out → outbox.c with others
+ *   calling    verb.c a method → call.c awaited → connection.c begun → shape.c, outbox.c sent → pending.c the answer wakes who waits
+ *
  * Written against the limited API of Python 3.11, so one build serves all later ones. The core is not linked in: its three functions that
- * are needed come as addresses, from the module that has it. All of it runs with the GIL held, but for the sending itself. */
+ * are needed come as addresses, from the module that has it. All of it runs with the GIL held, but for
+ * receiving and sending. */
 #ifndef ZCRPC_PATH_H
 #define ZCRPC_PATH_H
 
@@ -22,9 +28,8 @@
 
 #include "net/reactor.h"
 
-/* What zcrpc.codec calls INLINE_BELOW, COPY_BELOW and BYTES. */
+/* What zcrpc.codec calls INLINE_BELOW and BYTES. */
 #define INLINE_BELOW 512
-#define COPY_BELOW 16384
 #define BUFFERS_ARE_BYTES 0
 
 /* Frames that wait to be submitted are, without waiting for the rest, when they are so many: so a peer that waits for them works at the same
