@@ -5,10 +5,11 @@ import contextvars
 import fcntl
 import socket
 import termios
+import time
 from collections.abc import AsyncIterator
 
 import pytest
-from raw_peer import REQUEST, RESPONSE, RawPeer, frame
+from raw_peer import ERROR, REQUEST, RESPONSE, RawPeer, frame
 
 import zcrpc
 from zcrpc._path import SUBMIT_FROM
@@ -40,6 +41,14 @@ class Mixed(zcrpc.Service):
         waiting = bytearray(4)
         fcntl.ioctl(self.socket.fileno(), termios.FIONREAD, waiting)
         return int.from_bytes(waiting, "little") // ANSWER
+
+    @zcrpc.method
+    async def blocks(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    @zcrpc.method
+    async def left(self) -> float | None:
+        return zcrpc.context().deadline
 
     @zcrpc.method
     async def quick(self, number: int) -> int:
@@ -181,6 +190,24 @@ async def test_who_takes_cancelling_itself_back_harms_no_other(address: str, ser
         await asyncio.sleep(0.01)
         service.go.set()
         assert await asyncio.gather(*slow) == [[n, n] for n in range(4)] * 2
+
+
+async def test_who_waited_too_long_behind_others_is_not_begun(address: str, service: Mixed) -> None:
+    async with await RawPeer.greeted(address) as peer:
+        blocks, quick, plain = (peer.methods[f"Mixed.{name}"] for name in ("blocks", "quick", "plain"))
+        calls = [
+            frame(REQUEST, [[0.05]], method=blocks, stream=1),
+            frame(REQUEST, [[2]], method=quick, stream=2, deadline_ms=20),
+            frame(REQUEST, [[3]], method=plain, stream=3, deadline_ms=20),
+            frame(REQUEST, [[4]], method=quick, stream=4, deadline_ms=5000),
+            frame(REQUEST, [[]], method=peer.methods["Mixed.left"], stream=5, deadline_ms=5000),
+        ]
+        peer.send(b"".join(calls))
+        answers = [await peer.frame() for _ in calls]
+    assert [each.kind for each in answers] == [RESPONSE, ERROR, ERROR, RESPONSE, RESPONSE]
+    assert [each.method for each in answers[1:3]] == [zcrpc.Status.DEADLINE_EXCEEDED] * 2
+    assert service.order == [4]
+    assert answers[4].header[0] <= 4.95  # of what the others had taken, nothing is left
 
 
 async def test_errors_are_each_calls_own(address: str) -> None:

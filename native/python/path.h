@@ -25,6 +25,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <structmember.h>
+#include <time.h>
 
 #include "net/reactor.h"
 
@@ -53,6 +54,7 @@ struct reactor {
     } calls;                      /* into the core */
     const struct zc_batch *batch; /* what is gone through */
     uint32_t next, count;         /* events of it */
+    double came;                  /* when, in seconds of the monotonic clock */
     char submits;                 /* the outbox will be submitted without anybody waking us */
     char dispatching;
     PyObject *connections; /* dict: number → Connection */
@@ -133,6 +135,7 @@ int zc_send_only(struct connection *c, struct zc_frame *frame, PyObject *value, 
 
 /* serve.c. Begins a call: 1: *coroutine is to be awaited, within *served; 0: the call was dealt with; -1: an exception. */
 int zc_begin(struct connection *c, const struct zc_event *event, PyObject **coroutine, PyObject **served);
+int zc_expire(struct connection *c, uint32_t stream); /* ends a call that was not begun in time */
 int zc_reply(struct connection *c, uint32_t stream, PyObject *served, PyObject *result);
 int zc_fail(struct connection *c, uint32_t stream, PyObject *served); /* with the exception that is set, if it is one that handlers raise */
 
@@ -166,6 +169,12 @@ static inline void zc_replace(PyObject **place, PyObject *value) {
     PyObject *before = *place;
     *place = value;
     Py_XDECREF(before);
+}
+
+static inline double zc_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
 /* Calls that return nothing of interest: 0 or -1. */

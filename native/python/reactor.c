@@ -125,11 +125,24 @@ static int give_up(struct reactor *r, PyObject *connection, const struct zc_even
     return failed;
 }
 
+/* What a request's deadline has left, after all that was begun before it. Whether it has passed; then it is a millisecond. */
+static bool is_late(const struct reactor *r, struct zc_event *event) {
+    if (event->kind != ZC_REQUEST || !event->deadline_ms)
+        return false;
+    double left = event->deadline_ms - (zc_now() - r->came) * 1000;
+    event->deadline_ms = left < 1 ? 1 : left < event->deadline_ms ? (uint32_t)left : event->deadline_ms;
+    return left <= 0;
+}
+
+static bool may_begin(const struct connection *c, const struct zc_event *event) {
+    return !c->careful && event->stream && c->handlers && c->handlers != Py_None;
+}
+
 static bool is_ours(const struct reactor *r, PyObject *connection) {
     return PyObject_TypeCheck(connection, zc_connection_type) && ((struct connection *)connection)->reactor == r;
 }
 
-static int deal_with(struct reactor *r, const struct zc_event *event, struct worker *worker, bool *stop, PyObject **job) {
+static int deal_with(struct reactor *r, struct zc_event *event, struct worker *worker, bool *stop, PyObject **job) {
     PyObject *number = PyLong_FromUnsignedLongLong(event->connection);
     PyObject *connection = number && r->connections ? PyDict_GetItemWithError(r->connections, number) : NULL;
     Py_XDECREF(number);
@@ -137,9 +150,11 @@ static int deal_with(struct reactor *r, const struct zc_event *event, struct wor
         return -1;
     Py_INCREF(connection = connection ? connection : Py_None);
     int failed;
-    bool plain = !event->flags && !event->lease && (event->kind == ZC_REQUEST || event->kind == ZC_RESPONSE);
+    bool late = is_late(r, event), plain = !event->flags && !event->lease && (event->kind == ZC_REQUEST || event->kind == ZC_RESPONSE);
     if (!plain || !is_ours(r, connection))
         failed = event->lease || connection != Py_None ? other(r, connection, event) : 0;
+    else if (late && may_begin((struct connection *)connection, event))
+        failed = zc_expire((struct connection *)connection, event->stream);
     else if (event->kind == ZC_REQUEST)
         failed = call(r, (struct connection *)connection, event, worker, stop, job);
     else
@@ -246,6 +261,7 @@ static PyObject *turn(struct reactor *r, PyObject *Py_UNUSED(ignored)) {
     r->batch = r->calls.batch(r->core, (uint32_t)(code >> 32));
     r->next = 0;
     r->count = (uint32_t)code;
+    r->came = zc_now();
     return dispatch(r) ? NULL : Py_NewRef(Py_True);
 }
 

@@ -1,19 +1,9 @@
 /* The serving end: a call comes in, its handler is begun, its result goes out. */
 #include "python/path.h"
 
-#include <time.h>
-
-static double deadline(uint32_t milliseconds) {
-    struct timespec now;
-    if (!milliseconds)
-        return 0;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9 + milliseconds / 1000.0;
-}
-
 /* zcrpc.context.Served. */
 static PyObject *surroundings(struct connection *c, const struct zc_event *event, PyObject *plan) {
-    PyObject *served = PyList_New(7), *until = PyFloat_FromDouble(deadline(event->deadline_ms)),
+    PyObject *served = PyList_New(7), *until = PyFloat_FromDouble(event->deadline_ms ? zc_now() + event->deadline_ms / 1000.0 : 0),
              *stream = PyLong_FromUnsignedLong(event->stream);
     if (!served || !until || !stream) {
         Py_XDECREF(served);
@@ -101,6 +91,11 @@ int zc_begin(struct connection *c, const struct zc_event *event, PyObject **coro
     int begun = begin_only(c, event, &only, entry, coroutine, served);
     Py_DECREF(entry);
     return begun;
+}
+
+int zc_expire(struct connection *c, uint32_t stream) {
+    c->requests++;
+    return zc_done(PyObject_CallMethod((PyObject *)c, "expired", "Is", stream, "the deadline passed before the call was begun"));
 }
 
 int zc_reply(struct connection *c, uint32_t stream, PyObject *served, PyObject *result) {
