@@ -185,7 +185,7 @@ RELEASE = "    atomic_fetch_and_explicit(word_of(map), ~WRITER, memory_order_rel
 BROKEN: dict[str, tuple[tuple[Change, ...], str]] = {
     "readers that lock nothing": (
         ((TAKE, "seen & WRITER"), (LEAVE, "    (void)map;")),
-        r"torture_(readers|writers)\.c:\d+: \w+: ",
+        r"torture(_readers|_writers)?\.c:\d+: \w+: ",
     ),
     "readers that never unlock": (((LEAVE, "    (void)map;"),), r"stuck: broken: thread \d+ has been stuck for 2 s"),
     "a writer that never unlocks": (((RELEASE, "    (void)map;"),), "broken: has not ended after 9.3 s"),
