@@ -19,6 +19,7 @@ from zcrpc.metadata import NOTHING
 # what asyncio's set of all tasks grows by.
 _ROUNDS, _BYTES = 4000, 24
 _SLOW_ROUNDS, _SLOW_BYTES = 200, 160
+_WARM = 300
 _SLOW = ("cancelled", "expired")
 _COUNTED = (_path.Pending, _path.Call)
 
@@ -140,7 +141,7 @@ async def test_calls_leave_nothing_behind(collector: None, way: str) -> None:
         before = references()
         tracemalloc.start()
         try:
-            await rounds(20)
+            await rounds(_WARM)  # tables have grown to their size
             gc.collect()
             begun = tracemalloc.get_traced_memory()[0]
             await rounds(count)

@@ -189,18 +189,6 @@ static PySendResult throw_into(struct call *call, PyObject *error, PyObject **ou
     return PYGEN_ERROR;
 }
 
-/* By the protocol of Python, where a result comes as StopIteration. */
-static PyObject *as_iterator(PySendResult how, PyObject *out) {
-    if (how != PYGEN_RETURN)
-        return out;
-    PyObject *stop = PyObject_CallFunctionObjArgs(PyExc_StopIteration, out, NULL);
-    if (stop)
-        PyErr_SetObject(PyExc_StopIteration, stop);
-    Py_XDECREF(stop);
-    Py_DECREF(out);
-    return NULL;
-}
-
 static PyObject *throw_method(struct call *call, PyObject *args) {
     PyObject *type, *value = NULL, *trace = NULL, *out;
     if (!PyArg_ParseTuple(args, "O|OO", &type, &value, &trace))
@@ -210,13 +198,13 @@ static PyObject *throw_method(struct call *call, PyObject *args) {
         return NULL;
     PySendResult how = throw_into(call, error, &out);
     Py_DECREF(error);
-    return as_iterator(how, out);
+    return zc_as_iterator(how, out);
 }
 
 static PyObject *send_method(struct call *call, PyObject *sent) {
     PyObject *out;
     PySendResult how = send(call, sent, &out);
-    return as_iterator(how, out);
+    return zc_as_iterator(how, out);
 }
 
 static PyObject *next(struct call *call) {

@@ -142,6 +142,8 @@ int zc_fail(struct connection *c, uint32_t stream, PyObject *served); /* with th
 /* pending.c */
 int zc_answer(struct connection *c, const struct zc_event *event);
 int zc_wake_answered(struct reactor *r);
+/* What was sent by the protocol of PyIter_Send, by that of Python, where a result comes as StopIteration. */
+PyObject *zc_as_iterator(PySendResult how, PyObject *out);
 PyObject *zc_pending_outcome(struct pending *p); /* its result; NULL: raises what it failed with */
 struct pending *zc_pending(PyTypeObject *type, struct connection *c, uint32_t stream, uint32_t buffers, PyObject *reader);
 

@@ -278,18 +278,22 @@ static PySendResult send(struct pending *p, PyObject *Py_UNUSED(sent), PyObject 
     return *out ? PYGEN_RETURN : PYGEN_ERROR;
 }
 
-/* The same, for debuggers and tracers, in whose presence Python does not ask `send`. */
-static PyObject *next(struct pending *p) {
-    PyObject *value;
-    PySendResult how = send(p, Py_None, &value);
+PyObject *zc_as_iterator(PySendResult how, PyObject *out) {
     if (how != PYGEN_RETURN)
-        return value;
-    PyObject *stop = PyObject_CallFunctionObjArgs(PyExc_StopIteration, value, NULL);
+        return out;
+    PyObject *stop = PyObject_CallFunctionObjArgs(PyExc_StopIteration, out, NULL);
     if (stop)
         PyErr_SetObject(PyExc_StopIteration, stop);
     Py_XDECREF(stop);
-    Py_DECREF(value);
+    Py_DECREF(out);
     return NULL;
+}
+
+/* `send` once more, for debuggers and tracers, in whose presence Python does not ask it. */
+static PyObject *next(struct pending *p) {
+    PyObject *out;
+    PySendResult how = send(p, Py_None, &out);
+    return zc_as_iterator(how, out);
 }
 
 /* ---- the type ---- */
