@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from by_hand import Ends, Frame, in_hand, request, response
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from raw_peer import ERROR, REQUEST, RESPONSE
 
@@ -227,6 +227,10 @@ def test_results_are_read_as_the_long_way_reads_them(stand: Stand) -> None:
 
     @settings(max_examples=1000, deadline=None)
     @given(_small(_RESULTS) | _anything, st.sampled_from((BYTES, VIEWS)), st.booleans())
+    @example((b"\x91\xd8\x02" + bytes(8) + b"\x03" + bytes(7), b"abc"), BYTES, True)
+    @example((b"\x91\xc4\x03abc", b""), BYTES, True)
+    @example((b"", b""), BYTES, True)
+    @example((b"\xc1", b""), BYTES, True)
     def check(parts: tuple[bytes, bytes], buffers: int, header_last: bool) -> None:
         short = stand.answer(*parts, buffers, long=False, header_last=header_last)
         assert short == stand.answer(*parts, buffers, long=True, header_last=header_last)
